@@ -1,0 +1,1 @@
+"""Configuration: schema, presets, service units."""

@@ -1,0 +1,1 @@
+"""Solidity sources, their tests, and the built ABI and bytecode."""

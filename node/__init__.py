@@ -1,0 +1,1 @@
+"""One daemon and what it does."""

@@ -1,0 +1,1 @@
+"""Where work is computed: the executor process."""

@@ -1,0 +1,1 @@
+"""The local swarm that scripts/demo starts, with its cheater."""

@@ -1,0 +1,1 @@
+"""How work is checked: digests, draws and comparisons (pure; no I/O)."""

@@ -1,0 +1,1 @@
+"""What can be computed: programs and their operators, datasets, and how each kind of job splits."""

@@ -1,0 +1,1 @@
+"""Everything on the wire: messages, codec, identity, the Network port and its adapters."""
