@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ NOBODY = Address(bytes(20))
 # 0x00 0x25, then protobuf PublicKey {Type = 2 (secp256k1), Data = 33 bytes}.
 # https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md
 _PEER_ID_PREFIX = bytes.fromhex("002508021221")
+_PEER_ID_LENGTH = 53
+_HEX_ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
+_MAX_KEY_FILE = 1024
 _HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 
 
@@ -32,12 +36,21 @@ class IdentityError(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """A node's key and everything that follows from it."""
+    """A node's key and everything that follows from it.
+
+    Raises IdentityError if *secret* is not 32 bytes between 1 and the order of secp256k1.
+    """
 
     secret: bytes
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_key", coincurve.PrivateKey(self.secret))
+        if len(self.secret) != 32:
+            raise IdentityError(f"a secret key has 32 bytes, not {len(self.secret)}")
+        try:
+            key = coincurve.PrivateKey(self.secret)
+        except ValueError as error:
+            raise IdentityError("a secret key is above 0 and below secp256k1's order") from error
+        object.__setattr__(self, "_key", key)
         object.__setattr__(self, "address", address_from_public_key(self.public_key))
 
     _key: coincurve.PrivateKey = field(init=False, repr=False, compare=False)
@@ -89,8 +102,14 @@ def recover(digest: bytes, signature: bytes) -> Address:
 
 
 def address_from_public_key(public_key: bytes) -> Address:
-    """Return the chain address of a compressed or uncompressed secp256k1 *public_key*."""
-    raw = coincurve.PublicKey(public_key).format(compressed=False)[1:]
+    """Return the chain address of a compressed or uncompressed secp256k1 *public_key*.
+
+    Raises IdentityError if it is no point of the curve.
+    """
+    try:
+        raw = coincurve.PublicKey(public_key).format(compressed=False)[1:]
+    except ValueError as error:
+        raise IdentityError(f"{public_key[:65].hex()} is no secp256k1 public key") from error
     return Address(keccak(raw)[12:])
 
 
@@ -102,11 +121,15 @@ def peer_id_from_public_key(public_key: bytes) -> str:
 def address_from_peer_id(peer_id: str) -> Address:
     """Return the chain address of *peer_id*; raises IdentityError if it inlines no such key."""
     try:
+        if len(peer_id) > _PEER_ID_LENGTH:  # base58 takes time quadratic in the length
+            raise ValueError("too long")
         raw = base58.b58decode(peer_id)
         if len(raw) != 39 or not raw.startswith(_PEER_ID_PREFIX):
             raise ValueError("no inline secp256k1 key")
+        if base58.b58encode(raw).decode() != peer_id:
+            raise ValueError("not the canonical form")
         return address_from_public_key(raw[6:])
-    except ValueError as error:
+    except (ValueError, IdentityError) as error:
         raise IdentityError(
             f"peer id {peer_id[:64]!r} is not that of a secp256k1 key (16Uiu2...): {error}"
         ) from error
@@ -124,12 +147,9 @@ def hex_address(address: bytes) -> str:
 
 def address_from_hex(text: str) -> Address:
     """Parse ``0x`` and 40 hex digits; a mixed-case one must carry the right EIP-55 checksum."""
-    try:
-        raw = bytes.fromhex(text.removeprefix("0x"))
-    except ValueError:
-        raw = b""
-    if len(raw) != 20 or not text.startswith("0x"):
+    if not _HEX_ADDRESS.fullmatch(text):
         raise IdentityError(f"address {text[:64]!r} is not 0x and 40 hex digits")
+    raw = bytes.fromhex(text[2:])
     if text[2:] not in (text[2:].lower(), text[2:].upper()) and hex_address(raw) != text:
         raise IdentityError(f"address {text} has a wrong checksum: a digit was mistyped")
     return Address(raw)
@@ -138,26 +158,44 @@ def address_from_hex(text: str) -> Address:
 def load_or_create(path: Path) -> Identity:
     """Read the key file at *path*, or make one (0600) if there is none.
 
-    Raises IdentityError if others may read the file, if it is not owned by this user or if
-    it does not hold a key.
+    Raises IdentityError if others may read the file, if it is not owned by this user, if it
+    does not hold a key or if it cannot be made.
     """
-    if not path.exists():
-        return _create(path)
-    info = path.stat()
-    mode = stat.S_IMODE(info.st_mode)
-    if mode & 0o077:
-        raise IdentityError(
-            f"key file {path} has mode {mode:04o}: others may read it; run: chmod 600 {path}"
-        )
-    if info.st_uid != os.geteuid():
-        raise IdentityError(f"key file {path} belongs to uid {info.st_uid}, not to this user")
-    text = path.read_text(encoding="ascii", errors="replace").strip()
     try:
-        secret = bytes.fromhex(text)
-        if len(secret) != 32:
-            raise ValueError("not 32 bytes")
-        return Identity(secret)
-    except ValueError as error:
+        return _load(path)
+    except FileNotFoundError:
+        pass
+    try:
+        return _create(path)
+    except OSError as error:
+        raise IdentityError(f"key file {path} cannot be made: {error.strerror}") from error
+
+
+def _load(path: Path) -> Identity:
+    try:
+        # Checked and read through one descriptor: nobody can swap the file in between.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise IdentityError(f"key file {path} cannot be opened: {error.strerror}") from error
+    try:
+        info = os.fstat(descriptor)
+        if not stat.S_ISREG(info.st_mode):
+            raise IdentityError(f"key file {path} is not a regular file: name another one")
+        if info.st_uid != os.geteuid():
+            raise IdentityError(f"key file {path} belongs to uid {info.st_uid}, not to this user")
+        mode = stat.S_IMODE(info.st_mode)
+        if mode & 0o077:
+            raise IdentityError(
+                f"key file {path} has mode {mode:04o}: others may read it; run: chmod 600 {path}"
+            )
+        text = os.read(descriptor, _MAX_KEY_FILE).decode("ascii", errors="replace").strip()
+    finally:
+        os.close(descriptor)
+    try:
+        return Identity(bytes.fromhex(text))
+    except (ValueError, IdentityError) as error:
         raise IdentityError(
             f"key file {path} does not hold a key of 64 hex digits: "
             "restore it from a backup, or move it away to start with a new identity"
@@ -175,6 +213,13 @@ def _create(path: Path) -> Identity:
             file.flush()
             os.fsync(file.fileno())
         os.link(temporary, path)  # never overwrites a key that appeared meanwhile
+    except FileExistsError:
+        return _load(path)
     finally:
         os.unlink(temporary)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
     return identity

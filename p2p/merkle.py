@@ -32,10 +32,15 @@ def root(leaves: Sequence[bytes]) -> bytes:
 
 
 def paths(leaves: Sequence[bytes], indices: Sequence[int]) -> list[tuple[bytes, ...]]:
-    """Return the sibling paths, bottom up, of the leaves at *indices*."""
+    """Return the sibling paths, bottom up, of the leaves at *indices*.
+
+    Raises IndexError for an index that is not that of a leaf.
+    """
     levels = _levels(leaves)
     result = []
     for index in indices:
+        if not 0 <= index < len(leaves):
+            raise IndexError(f"leaf {index} of a tree of {len(leaves)} leaves")
         path = []
         place = index
         for level in levels[:-1]:

@@ -358,6 +358,8 @@ class Cut(Message):
     job_id: Hash
     term: U32
     epoch: U64
+    payee: Party
+    """The account that is paid for orchestration and aggregation."""
 
 
 class Stop(Message):
@@ -445,6 +447,8 @@ class Challenge(Message):
     beacon_height: U64
     nonce: Hash
     drawn: Indices
+    payee: Party
+    """The account that is paid for the audit."""
 
 
 class VerdictCommit(Message):

@@ -1,10 +1,10 @@
 """What can go wrong with the embedded chain.
 
-    DevchainError
-    ├── ChainFileError       the chain's database cannot be used
-    ├── TransactionRefused   a transaction is not taken into the pool
-    └── ExecutionFailed      a call or an estimate did not succeed
-        └── ExecutionReverted    the contract said no, and carries its reason
+DevchainError
+├── ChainFileError       the chain's database cannot be used
+├── TransactionRefused   a transaction is not taken into the pool
+└── ExecutionFailed      a call or an estimate did not succeed
+    └── ExecutionReverted    the contract said no, and carries its reason
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from meshd.node.workloads.tensors import (
     SAFETENSORS_DTYPES,
     Shape,
     TensorSpec,
-    all_finite,
     name_problem,
     shape_problem,
+    valid_numbers,
 )
 
 MAX_HEADER: Final = 2 << 20
@@ -67,7 +67,7 @@ def write_tensors(tensors: Iterable[TensorData]) -> bytes:
 
     Raises TensorFileError on a bad name, shape, dtype, size, a repeated name, NaN or infinity.
     """
-    ordered = sorted(tensors, key=lambda t: _order(t.dtype, t.name))
+    ordered = sorted(tensors, key=lambda t: file_order(t.dtype, t.name))
     header = _encode_header(ordered)
     parts: list[Buffer] = [struct.pack("<Q", len(header)), header]
     for tensor in ordered:
@@ -94,15 +94,15 @@ def parse_tensors(data: Buffer, *, start: int = 0, canonical: bool = True) -> li
     entries, body = _read_header(view, canonical=canonical)
     tensors = _place(entries, start + body, start + len(view))
     if canonical:
-        ordered = sorted(tensors, key=lambda t: _order(t.dtype, t.name))
+        ordered = sorted(tensors, key=lambda t: file_order(t.dtype, t.name))
         if [t.name for t in ordered] != [t.name for t in tensors] or bytes(
             view[8:body]
         ) != _encode_header(tensors):
             raise TensorFileError("the header is not in canonical form; write it with meshd again")
     for tensor in tensors:
-        if not all_finite(tensor.bytes_in(data), tensor.dtype):
+        if not valid_numbers(tensor.bytes_in(data), tensor.dtype):
             raise TensorFileError(
-                f"tensor {tensor.name!r} contains NaN or infinity; only finite numbers are allowed"
+                f"tensor {tensor.name!r} contains NaN, infinity or a bool that is neither 0 nor 1"
             )
     return tensors
 
@@ -160,7 +160,7 @@ def _place(entries: dict[str, Any], body: int, end: int) -> list[StoredTensor]:
     if at != end:
         raise TensorFileError(f"{end - at} bytes are missing or left over after the last tensor")
     # Empty tensors share an offset: the order inside the file is then the canonical one.
-    return sorted(found, key=lambda t: (t.offset, t.nbytes, _order(t.dtype, t.name)))
+    return sorted(found, key=lambda t: (t.offset, t.nbytes, file_order(t.dtype, t.name)))
 
 
 def _check_name_and_shape(name: str, dtype: str, shape: Sequence[object]) -> None:
@@ -193,7 +193,8 @@ def _encode_header(tensors: Sequence[TensorData] | Sequence[StoredTensor]) -> by
     return text + b" " * (-len(text) % 8)
 
 
-def _order(dtype: str, name: str) -> tuple[int, str]:
+def file_order(dtype: str, name: str) -> tuple[int, str]:
+    """Return the sort key of a tensor in a file: larger elements first, then by name."""
     size = DTYPES[dtype].size if dtype in DTYPES else 0
     return (-size, name)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 MAX_RANK: Final = 8
@@ -21,8 +22,8 @@ class DType:
     size: int
     kind: int
     """0 bool, 1 integer, 2 floating point: the higher one wins when operands are mixed."""
-    exponent: tuple[int, int, int] | None = None
-    """For floats: (mask of the last byte, mask of the last but one, bytes to step)."""
+    exponent: tuple[int, int] | None = None
+    """For floats: which bits of the last byte and of the last but one hold the exponent."""
 
 
 _TABLE: Final = (
@@ -32,10 +33,10 @@ _TABLE: Final = (
     DType("i16", "I16", 2, 1),
     DType("i32", "I32", 4, 1),
     DType("i64", "I64", 8, 1),
-    DType("f16", "F16", 2, 2, (0x7C, 0x00, 2)),
-    DType("bf16", "BF16", 2, 2, (0x7F, 0x80, 2)),
-    DType("f32", "F32", 4, 2, (0x7F, 0x80, 4)),
-    DType("f64", "F64", 8, 2, (0x7F, 0xF0, 8)),
+    DType("f16", "F16", 2, 2, (0x7C, 0x00)),
+    DType("bf16", "BF16", 2, 2, (0x7F, 0x80)),
+    DType("f32", "F32", 4, 2, (0x7F, 0x80)),
+    DType("f64", "F64", 8, 2, (0x7F, 0xF0)),
 )
 DTYPES: Final = {dtype.name: dtype for dtype in _TABLE}
 SAFETENSORS_DTYPES: Final = {dtype.safetensors: dtype.name for dtype in _TABLE}
@@ -106,27 +107,26 @@ def shape_problem(shape: Sequence[object]) -> str | None:
     return None if total <= MAX_ELEMENTS else f"it has {total} elements; at most 2^40 are allowed"
 
 
-def all_finite(data: bytes | bytearray | memoryview, dtype: str) -> bool:
-    """Whether packed little-endian numbers contain neither NaN nor infinity.
+def valid_numbers(data: bytes | bytearray | memoryview, dtype: str) -> bool:
+    """Whether packed little-endian numbers are finite, and bools are 0 or 1.
 
     Linear time for any content: exponents that are all ones are found by byte planes.
     """
-    exponent = DTYPES[dtype].exponent
-    if exponent is None or not len(data):
-        return True
-    high_mask, low_mask, step = exponent
     view = memoryview(data).cast("B")
+    if dtype == "bool":
+        return not bytes(view).strip(b"\x00\x01")
+    exponent = DTYPES[dtype].exponent
+    if exponent is None or not len(view):
+        return True
+    high_mask, low_mask = exponent
+    step = DTYPES[dtype].size
     high = bytes(view[step - 1 :: step]).translate(_is_full(high_mask))
-    if not low_mask or not any_set(high):
-        return not any_set(high)
+    if not low_mask or b"\x01" not in high:
+        return b"\x01" not in high
     low = bytes(view[step - 2 :: step]).translate(_is_full(low_mask))
     return not int.from_bytes(high, "little") & int.from_bytes(low, "little")
 
 
-def any_set(flags: bytes) -> bool:
-    """Whether any byte of `flags` is 1."""
-    return b"\x01" in flags
-
-
+@cache
 def _is_full(mask: int) -> bytes:
     return bytes(int(byte & mask == mask) for byte in range(256))

@@ -1,0 +1,270 @@
+"""What a job owes: receipts and their tree, a pure function of the log up to a Cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from meshd.ledger import draws, merkle
+from meshd.ledger.audits import Finding, Status, Work
+from meshd.p2p.codec import digest, encode, struct_hash
+from meshd.p2p.identity import Address
+from meshd.p2p.messages import ZERO, AccountLeaf, AuditKind, JobTerms, Receipt, Settlement
+
+GIGA = 10**9
+"""Prices are per 10^9 compute units."""
+
+BURN_PPM = 10_000
+"""Share of a deposit that the escrow burns at `open`, in parts per million."""
+
+AUDIT_PPM = 1_250_000
+"""An audit earns 1.25 times the price of the units that it re-executed."""
+
+
+def amount_of(units: int, price: int, ppm: int = draws.PPM) -> int:
+    """Return the MCC (smallest unit) for *units* at *price*, times *ppm*, rounded up once."""
+    return -(-units * price * ppm // (GIGA * draws.PPM))
+
+
+class Book:
+    """The receipts of one job, entered cut by cut."""
+
+    def __init__(self, job_id: bytes, terms: JobTerms) -> None:
+        self.job_id = job_id
+        self.terms = terms
+        self.receipts: list[Receipt] = []
+        self.epochs: list[int] = []
+        """How many receipts there were after each cut."""
+        self.seqs: list[int] = []
+        """The batch that held each cut."""
+        self.finals: list[bool] = []
+        """Whether each cut is the last: the job has ended and nothing more can be entered."""
+        self.total = 0
+        self._audit_budget = terms.cap * terms.audit_budget // draws.PPM
+        self._paid_audits: set[bytes] = set()
+
+    @property
+    def epoch(self) -> int:
+        """The number of cuts so far."""
+        return len(self.epochs)
+
+    @property
+    def pot(self) -> int:
+        """What the escrow can pay in all."""
+        return self.terms.cap - self.terms.cap * BURN_PPM // draws.PPM
+
+    def payable(self, works: Sequence[Work], *, ended: bool) -> list[Work]:
+        """Return what may enter a settlement now, in the log's order.
+
+        A shard that passed enters once `retention` later shards of its worker passed too, or
+        at the job's end: until then, being caught voids it.
+        """
+        later: dict[Address, int] = {}
+        ready = []
+        for work in reversed(works):
+            if work.status is not Status.ACCEPTED:
+                continue
+            passed = work.settled or (ended and work.contested is None)
+            kept = ended or later.get(work.worker, 0) >= self.terms.retention
+            if passed and kept and not work.epoch:
+                ready.append(work)
+            later[work.worker] = later.get(work.worker, 0) + 1
+        return ready[::-1]
+
+    def cut(
+        self, works: Sequence[Work], *, payee: Address, signer: Address, seq: int, ended: bool
+    ) -> None:
+        """Enter what is payable, as far as the epoch limit and the pot reach.
+
+        *payee* is paid the shares of orchestration and aggregation.
+        """
+        room = min(self.terms.epoch_limit, self.pot - self.total)
+        gross = 0
+        entered: list[Receipt] = []
+        for work in self.payable(works, ended=ended):
+            units = work.assignment.message.units
+            value = amount_of(units, self.terms.price)
+            receipts, budget = self._of_work(work, seq)
+            spent = sum(r.amount for r in [*entered, *receipts])
+            if spent + sum(self._shares(gross + value)) > room:
+                break
+            entered += receipts
+            gross += value
+            self._audit_budget = budget
+            work.epoch = self.epoch + 1
+        for work in works:
+            if work.status in (Status.REJECTED, Status.VOID):
+                receipts, budget = self._audits(work, seq, charged=False)
+                spent = sum(r.amount for r in [*entered, *receipts])
+                if spent + sum(self._shares(gross)) <= room:
+                    entered += receipts
+                    self._audit_budget = budget
+        for kind, amount in zip(("orchestrate", "aggregate"), self._shares(gross), strict=True):
+            if amount:
+                entered.append(self._service(kind, amount, payee, signer, seq))
+        self._paid_audits.update(r.output_hash for r in entered if r.receipt_kind == "audit")
+        self.receipts += entered
+        self.total += sum(r.amount for r in entered)
+        self.epochs.append(len(self.receipts))
+        self.seqs.append(seq)
+        # What is left fits no later cut either if it did not fit into an empty one.
+        left = self.payable(works, ended=True)
+        self.finals.append(ended and (not left or not entered))
+
+    def _shares(self, gross: int) -> tuple[int, int]:
+        orchestrator, aggregator = self.terms.orchestrator_share, self.terms.aggregator_share
+        return gross * orchestrator // draws.PPM, gross * aggregator // draws.PPM
+
+    def _of_work(self, work: Work, seq: int) -> tuple[list[Receipt], int]:
+        """Return the receipts of a work and its audits, and what is left of the budget.
+
+        The first audits of a worker on probation are charged to it.
+        """
+        audits, budget = self._audits(work, seq, charged=work.probation)
+        assignment = work.assignment.message
+        gross = amount_of(assignment.units, self.terms.price)
+        charged = 0
+        if work.probation:
+            charged = min(gross, sum(self._fee(f) for f in self._due(work) if _is_first(f)))
+        receipt = Receipt(
+            receipt_kind="work",
+            job_id=self.job_id,
+            shard=assignment.shard,
+            attempt=assignment.attempt,
+            account=work.payee,
+            signer=work.worker,
+            commitment_hash=work.hash,
+            output_hash=work.commitment.message.output_root,
+            units=assignment.units,
+            charged=charged,
+            amount=gross - charged,
+            log_seq=seq,
+        )
+        return [receipt, *audits], budget
+
+    def _fee(self, finding: Finding) -> int:
+        units = finding.attestation.message.units_reexecuted
+        return amount_of(units, self.terms.price, AUDIT_PPM)
+
+    def _due(self, work: Work) -> list[Finding]:
+        """Return the audits to be paid: in the majority, revealed and not paid yet."""
+        return [
+            finding
+            for finding in work.findings
+            if finding.in_majority
+            and finding.reveal is not None
+            and finding.attestation.digest not in self._paid_audits
+        ]
+
+    def _audits(self, work: Work, seq: int, *, charged: bool) -> tuple[list[Receipt], int]:
+        """Return receipts of a work's audits: what is not *charged* to its worker is paid while
+        the job's audit budget lasts, which is returned too.
+        """
+        receipts = []
+        budget = self._audit_budget
+        assignment = work.assignment.message
+        for finding in self._due(work):
+            amount = self._fee(finding)
+            if not (charged and _is_first(finding)):
+                if amount > budget:
+                    continue
+                budget -= amount
+            receipts.append(
+                Receipt(
+                    receipt_kind="audit",
+                    job_id=self.job_id,
+                    shard=assignment.shard,
+                    attempt=assignment.attempt,
+                    account=finding.challenge.message.payee,
+                    signer=finding.auditor,
+                    commitment_hash=work.hash,
+                    output_hash=finding.attestation.digest,
+                    units=finding.attestation.message.units_reexecuted,
+                    charged=0,
+                    amount=amount,
+                    log_seq=seq,
+                )
+            )
+        return receipts, budget
+
+    def _service(
+        self, kind: str, amount: int, payee: Address, signer: Address, seq: int
+    ) -> Receipt:
+        return Receipt(
+            receipt_kind=kind,
+            job_id=self.job_id,
+            shard=0,
+            attempt=self.epoch,
+            account=payee,
+            signer=signer,
+            commitment_hash=ZERO,
+            output_hash=ZERO,
+            units=0,
+            charged=0,
+            amount=amount,
+            log_seq=seq,
+        )
+
+    def statement(self, *, epoch: int, log_head: bytes, committee_term: int) -> Statement:
+        """Return the settlement of cut number *epoch* (cumulative), with every account's leaf."""
+        before = self.receipts[: self.epochs[epoch - 2]] if epoch > 1 else []
+        receipts = self.receipts[: self.epochs[epoch - 1]]
+        claims = self._claims(receipts)
+        root = _root(claims)
+        settlement = Settlement(
+            job_id=self.job_id,
+            committee_term=committee_term,
+            epoch=epoch,
+            prev_root=_root(self._claims(before)),
+            root=root,
+            total=sum(receipt.amount for receipt in receipts),
+            receipts=len(receipts),
+            log_seq=self.seqs[epoch - 1],
+            log_head=log_head,
+            data_hash=digest(b"".join(encode(receipt) for receipt in receipts)),
+            is_final=self.finals[epoch - 1],
+        )
+        tree = merkle.Tree([claim.leaf() for claim in claims]) if claims else None
+        leaves = tuple(
+            AccountLeaf(
+                job_id=self.job_id,
+                epoch=epoch,
+                account=claim.account,
+                earned=claim.earned,
+                receipts_root=claim.receipts_root,
+                proof=tree.proof(claim.leaf()) if tree else (),
+            )
+            for claim in claims
+        )
+        return Statement(settlement, leaves, tuple(receipts))
+
+    def _claims(self, receipts: Sequence[Receipt]) -> list[merkle.ClaimValue]:
+        by_account: dict[Address, list[Receipt]] = {}
+        for receipt in receipts:
+            by_account.setdefault(Address(receipt.account), []).append(receipt)
+        return [
+            merkle.ClaimValue(
+                self.job_id,
+                account,
+                sum(receipt.amount for receipt in own),
+                merkle.receipts_root([struct_hash(receipt) for receipt in own]),
+            )
+            for account, own in sorted(by_account.items())
+        ]
+
+
+def _is_first(finding: Finding) -> bool:
+    return finding.kind is AuditKind.FIRST
+
+
+def _root(claims: Sequence[merkle.ClaimValue]) -> bytes:
+    return merkle.Tree([claim.leaf() for claim in claims]).root if claims else merkle.NOTHING
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A settlement with what every account needs to claim under it."""
+
+    settlement: Settlement
+    leaves: tuple[AccountLeaf, ...]
+    receipts: tuple[Receipt, ...]

@@ -1,0 +1,378 @@
+"""One audit, step by step: challenge, own rows, blind verdict, opening, attestation; reveal.
+
+Each step is on disk before it is sent, so an auditor that restarts sends the same bytes again.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import structlog
+import trio
+
+from meshd.ledger.audits import Finding, Track, Work
+from meshd.ledger.draws import drawn_rows, salted_verdict
+from meshd.node.compute.executor import InferRequest
+from meshd.node.jobs import JobRecord, Jobs
+from meshd.node.log.view import LogView
+from meshd.node.ports import Ports
+from meshd.node.verification.outputs import (
+    OutputError,
+    ResultPlace,
+    disagreeing,
+    open_output,
+)
+from meshd.node.workloads.errors import WorkloadError
+from meshd.node.workloads.infer import InferPlan
+from meshd.node.workloads.rows import Rows, unpack
+from meshd.p2p.blobs import BlobError
+from meshd.p2p.codec import Signed
+from meshd.p2p.identity import Address
+from meshd.p2p.messages import (
+    ZERO,
+    Attestation,
+    AuditKind,
+    AuditResult,
+    Challenge,
+    Message,
+    Open,
+    OpenRequest,
+    Reveal,
+    VerdictCommit,
+)
+from meshd.p2p.network import NetworkError, RequestRefused
+
+log = structlog.get_logger()
+
+ASK_S = 1.0
+"""Seconds between two requests for the same opening."""
+REVEAL_BLOCKS = 10
+"""How many blocks a confirming auditor waits for the first one's own rows."""
+MAX_ROWS_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class AuditContext:
+    """One auditor in one job."""
+
+    ports: Ports
+    jobs: Jobs
+    record: JobRecord
+    plan: InferPlan
+    view: LogView
+    slots: trio.CapacityLimiter
+    """How many audits compute at the same time."""
+
+
+class Audit:
+    """One audit that fell to this node."""
+
+    def __init__(self, context: AuditContext, work: Work) -> None:
+        self._context = context
+        self._ports = context.ports
+        self._view = context.view
+        self._job_id = context.record.id
+        self._terms = context.view.job.terms
+        self._work = work
+        self._track = cast(Track, work.track)
+        self._result_place = ResultPlace(self._job_id, work.assignment.message.shard, work.worker)
+
+    # ---- the steps -----------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Audit and attest; `reveal_due` opens the verdict when nobody can copy it any more."""
+        challenge = await self._challenge()
+        if not await self._log(challenge):
+            return
+        own_digest, verdict = await self._verdict(challenge)
+        if not await self._log(verdict):
+            return
+        await self._log(await self._attestation(challenge, verdict, own_digest))
+
+    async def _challenge(self) -> Signed[Challenge]:
+        """Fix the draw with a nonce of this node's own."""
+        work, track = self._work, self._track
+        nonce = secrets.token_bytes(32)
+        beacon = await self._ports.beacon.at(track.beacon_height)
+        drawn = track.drawn or drawn_rows(
+            work.hash, beacon, nonce, work.commitment.message.n, work.sample_rows
+        )
+        challenge = self._ports.sign(
+            Challenge(
+                job_id=self._job_id,
+                commitments=work.hash,
+                audit_kind=track.kind,
+                draw_index=track.index,
+                beacon_height=track.beacon_height,
+                nonce=nonce,
+                drawn=drawn,
+                payee=self._ports.payee,
+            )
+        )
+        scope = f"audit.{work.hash.hex()}.{track.kind}.{track.index}"
+        raw = await self._ports.store.sign_once(self._job_id, scope, challenge.raw)
+        challenge = cast(Signed[Challenge], self._ports.domain.open(raw))
+        await self._ports.store.execute(
+            "insert or ignore into audit(challenge, job_id, commitment, raw) values(?,?,?,?)",
+            (challenge.digest, self._job_id, work.hash, raw),
+        )
+        return challenge
+
+    async def _verdict(self, challenge: Signed[Challenge]) -> tuple[bytes, Signed[VerdictCommit]]:
+        """Compute the drawn rows and commit to them, salted, before seeing the worker's."""
+        rows = await self._ports.store.rows(
+            "select own, verdict from audit where challenge=? and verdict is not null",
+            (challenge.digest,),
+        )
+        if rows:
+            own_digest, raw = rows[0]
+            return own_digest, cast(Signed[VerdictCommit], self._ports.domain.open(raw))
+        own_digest = self._ports.blobs.put(await self._own_rows(challenge.message.drawn))
+        salt = secrets.token_bytes(32)
+        assignment = self._work.assignment.message
+        verdict = self._ports.sign(
+            VerdictCommit(
+                job_id=self._job_id,
+                shard=assignment.shard,
+                attempt=assignment.attempt,
+                challenge=challenge.digest,
+                draw_index=challenge.message.draw_index,
+                salted=salted_verdict(
+                    salt,
+                    own_digest,
+                    validator=self._ports.address,
+                    challenge=challenge.digest,
+                    draw_index=challenge.message.draw_index,
+                ),
+            )
+        )
+        await self._ports.store.execute(
+            "update audit set own=?, salt=?, verdict=? where challenge=?",
+            (own_digest, salt, verdict.raw, challenge.digest),
+        )
+        return own_digest, verdict
+
+    async def _own_rows(self, drawn: Sequence[int]) -> bytes:
+        """Return this node's own result for the drawn rows; empty rows if it cannot be had."""
+        plan, record = self._context.plan, self._context.record
+        start = plan.rows(self._work.assignment.message.shard).start
+        rows = [start + index for index in drawn]
+        chunks = {}
+        for digest, size in plan.chunks(rows):
+            await self._context.jobs.fetch(record, digest, size)
+            chunks[digest] = self._ports.blobs.read(digest)
+        blobs, program = self._ports.blobs, self._terms.program
+        request = InferRequest(
+            job_id=self._job_id,
+            slot=-1,
+            program=blobs.path(program) if blobs.on_disk else blobs.read(program),
+            inputs=plan.inputs(chunks, rows),
+        )
+        async with self._context.slots:
+            return await self._ports.executor.infer(request)
+
+    async def _attestation(
+        self, challenge: Signed[Challenge], verdict: Signed[VerdictCommit], own_digest: bytes
+    ) -> Signed[Attestation]:
+        """Have the worker open, compare, and say what was found."""
+        stored = await self._stored_attestation(challenge.digest)
+        if stored is not None:
+            return stored
+        result, output = await self._compare(challenge, verdict, own_digest)
+        agrees = ZERO
+        if self._track.kind is AuditKind.CONFIRM and result is AuditResult.MISMATCH:
+            agrees = await self._agreement(own_digest)
+        drawn = len(challenge.message.drawn)
+        units = self._work.assignment.message.units
+        attestation = self._ports.sign(
+            Attestation(
+                job_id=self._job_id,
+                commitment_hash=self._work.hash,
+                validator=self._ports.address,
+                result=result,
+                audit_kind=self._track.kind,
+                draw_index=self._track.index,
+                beacon_height=self._track.beacon_height,
+                units_reexecuted=units * drawn // self._work.commitment.message.n,
+                verdict_commit=verdict.digest,
+                holds_output=output is not None,
+                output=output or ZERO,
+                agrees_with=agrees,
+                evidence_hash=ZERO,
+            )
+        )
+        await self._ports.store.execute(
+            "update audit set attestation=? where challenge=?",
+            (attestation.raw, challenge.digest),
+        )
+        return attestation
+
+    # ---- the worker's side ---------------------------------------------------------------
+
+    async def _compare(
+        self, challenge: Signed[Challenge], verdict: Signed[VerdictCommit], own_digest: bytes
+    ) -> tuple[AuditResult, bytes | None]:
+        """Return what the worker's opening is worth, and the blob of its output if it is held."""
+        opened = await self._ask_to_open(challenge, verdict)
+        if opened is None:
+            return AuditResult.SILENT, None
+        commitment = self._work.commitment.message
+        drawn = challenge.message.drawn
+        if tuple(row.index for row in opened.rows) != drawn or not all(
+            self._result_place.holds(commitment, row) for row in opened.rows
+        ):
+            return AuditResult.MALFORMED, None
+        schema = self._context.plan.output_schema
+        own = unpack(self._ports.blobs.read(own_digest)).rows()
+        if disagreeing(own, [row.row for row in opened.rows], schema):
+            return AuditResult.MISMATCH, None
+        try:
+            await self._fetch_output(opened.output)
+        except OutputError as error:
+            log.info("output malformed", why=str(error))
+            return AuditResult.MALFORMED, None
+        except NetworkError:
+            return AuditResult.SILENT, None
+        return AuditResult.ACCEPTED, opened.output
+
+    async def _ask_to_open(
+        self, challenge: Signed[Challenge], verdict: Signed[VerdictCommit]
+    ) -> Open | None:
+        """Ask the worker until it opens or its time, `silence` blocks, is over."""
+        logged_at: int | None = None
+        while True:
+            request = self._ports.sign(
+                OpenRequest(
+                    job_id=self._job_id,
+                    commitment_hash=self._work.hash,
+                    verdict_commit=verdict.digest,
+                ),
+                (challenge.raw, verdict.raw),
+            )
+            try:
+                answer = await self._ports.request(self._work.worker, request, deadline_s=10.0)
+                message = answer.message if answer is not None else None
+                if isinstance(message, Open) and message.commitment_hash == self._work.hash:
+                    return message
+            except (NetworkError, RequestRefused) as error:
+                log.debug("worker did not open", why=str(error))
+            logged_at = logged_at or self._view.height_of(verdict.digest)
+            if logged_at is not None:
+                head = await self._ports.chain.head()
+                if head.height >= logged_at + self._terms.silence:
+                    return None
+            await trio.sleep(ASK_S)
+
+    async def _fetch_output(self, digest: bytes) -> Rows:
+        """Bring the worker's whole result here and check it against its commitment.
+
+        It is kept for the aggregator. Raises OutputError and NetworkError.
+        """
+        commitment = self._work.commitment.message
+        limit = commitment.output_bytes + 1024
+        await self._ports.network.fetch(digest, max_bytes=limit, holders=[self._work.worker])
+        blob = self._ports.blobs.read(digest)
+        rows = open_output(self._result_place, commitment, blob, self._context.plan.output_schema)
+        self._ports.blobs.restrict(digest, [self._context.record.orchestrator])
+        return rows
+
+    # ---- the other auditors --------------------------------------------------------------
+
+    async def _agreement(self, own_digest: bytes) -> bytes:
+        """Return the attestation of an earlier auditor whose own rows equal this node's."""
+        deadline = (await self._ports.chain.head()).height + REVEAL_BLOCKS
+        schema = self._context.plan.output_schema
+        own = unpack(self._ports.blobs.read(own_digest)).rows()
+        while (await self._ports.chain.head()).height <= deadline:
+            for finding in self._earlier():
+                if finding.reveal is None or finding.result is AuditResult.ACCEPTED:
+                    continue
+                theirs = await self._rows_of(finding)
+                if theirs is not None and not disagreeing(own, theirs, schema):
+                    return finding.attestation.digest
+            await self._view.changed(1.0)
+        return ZERO
+
+    def _earlier(self) -> list[Finding]:
+        work = self._view.state.works.get(self._work.hash)
+        return list(work.findings) if work is not None else []
+
+    async def _rows_of(self, finding: Finding) -> list[bytes] | None:
+        assert finding.reveal is not None
+        name = finding.reveal.message.digest
+        try:
+            await self._ports.network.fetch(
+                name, max_bytes=MAX_ROWS_BYTES, holders=[finding.auditor], deadline_s=10.0
+            )
+            rows = unpack(self._ports.blobs.read(name))
+        except (NetworkError, WorkloadError, BlobError) as error:
+            log.info("another auditor's rows not had", why=str(error))
+            return None
+        same = rows.count == len(finding.challenge.message.drawn)
+        return rows.rows() if same and rows.schema == self._context.plan.output_schema else None
+
+    # ---- log and disk --------------------------------------------------------------------
+
+    async def _log(self, signed: Signed[Message]) -> bool:
+        """See an entry into the log; return False if the orchestrator refuses it."""
+        why = await self._ports.deliver(
+            Address(self._context.record.orchestrator),
+            signed,
+            until=lambda: signed.digest in self._view.state,
+        )
+        if why is not None and why != "logged already":
+            log.info("entry refused", kind=signed.message.kind, why=why)
+            return False
+        return True
+
+    async def _stored_attestation(self, challenge: bytes) -> Signed[Attestation] | None:
+        rows = await self._ports.store.rows(
+            "select attestation from audit where challenge=? and attestation is not null",
+            (challenge,),
+        )
+        return cast(Signed[Attestation], self._ports.domain.open(rows[0][0])) if rows else None
+
+
+def reveal_due(context: AuditContext, done: set[bytes], nursery: trio.Nursery) -> None:
+    """Open this node's verdicts that can help no other auditor to be lazy any more.
+
+    *done* holds the verdicts (by digest) that are in the log or on their way.
+    """
+    ports, view = context.ports, context.view
+    state = view.state
+    for work in state.works.values():
+        for finding in work.findings:
+            verdict = finding.verdict
+            if verdict is None or finding.auditor != ports.address or verdict.digest in done:
+                continue
+            if finding.reveal is not None:
+                done.add(verdict.digest)
+            elif work.may_reveal(finding):
+                nursery.start_soon(_reveal, context, verdict)
+                done.add(verdict.digest)
+
+
+async def _reveal(context: AuditContext, verdict: Signed[VerdictCommit]) -> None:
+    ports = context.ports
+    rows = await ports.store.rows(
+        "select own, salt, reveal from audit where verdict=?", (verdict.raw,)
+    )
+    if not rows:
+        log.warning("verdict is not on disk: its audit stays unpaid", verdict=verdict.digest.hex())
+        return
+    own_digest, salt, raw = rows[0]
+    if raw is None:
+        message = Reveal(
+            job_id=context.record.id, verdict_commit=verdict.digest, salt=salt, digest=own_digest
+        )
+        raw = ports.sign(message).raw
+        await ports.store.execute("update audit set reveal=? where verdict=?", (raw, verdict.raw))
+    reveal = ports.domain.open(raw)
+    await ports.deliver(
+        Address(context.record.orchestrator),
+        reveal,
+        until=lambda: reveal.digest in context.view.state,
+    )

@@ -1,0 +1,283 @@
+"""A committee member's side of a job's log: check each head, sign it once, vote for terms."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, cast
+
+import structlog
+import trio
+
+from meshd.ledger.joblog import (
+    Batch,
+    LogError,
+    check_batch,
+    check_certificate,
+    open_as,
+)
+from meshd.ledger.signing import HeadName, SigningRecord, too_late
+from meshd.node.log.follower import Follower
+from meshd.node.log.view import LogView, apply_batch, open_batch, open_certificate
+from meshd.node.ports import Ports
+from meshd.p2p.codec import Signed, encode
+from meshd.p2p.messages import (
+    Assignment,
+    Certificate,
+    Cut,
+    HeadSignature,
+    JobEnd,
+    LeaseEnd,
+    LogBatch,
+    LogHead,
+    Message,
+    RoundClose,
+    TermRequest,
+    TermVote,
+)
+from meshd.p2p.network import RequestRefused
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # the stubs that mypy has for trio
+
+log = structlog.get_logger()
+
+CHAIN_WAIT_S = 5.0
+"""How long a member waits for its own chain to have the block that a head names."""
+
+
+class Member:
+    """Signs one job's heads as a member of its committee."""
+
+    def __init__(self, ports: Ports, view: LogView) -> None:
+        self._ports = ports
+        self.view = view
+        self.job = view.job
+        self._record = SigningRecord()
+        self._held: dict[bytes, Batch] = {}
+        """Batches signed here that are not known to be certified yet, by their head's digest."""
+        self._live = view.fresh_state()
+        self._live_tip = self.job.genesis.hash
+        self._lock = trio.Lock()
+        self._follower = Follower(ports, view, on_certificate=self._on_certificate)
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Load what was signed, then answer the orchestrator until cancelled."""
+        await self._load()
+        dispatch = self._ports.dispatch
+        with (
+            dispatch.on(LogBatch, self.job.id, self._on_batch),
+            dispatch.on(TermRequest, self.job.id, self._on_term_request),
+        ):
+            await self._follower.run(task_status=task_status)
+
+    # ---- heads ---------------------------------------------------------------------------
+
+    async def _on_batch(self, request: Signed[Message]) -> Signed[HeadSignature]:
+        """Check a head with its entries and return this member's signature of it."""
+        message = cast(LogBatch, request.message)
+        try:
+            batch = open_batch(self.job.domain, message)
+            before = open_certificate(message.certificate)
+            async with self._lock:
+                return await self._sign(Batch(batch.head, batch.entries), before)
+        except LogError as error:
+            log.info("head refused", job=self.job.id.hex()[:8], why=str(error))
+            raise RequestRefused(str(error)) from error
+
+    async def _sign(self, batch: Batch, before: Certificate | None) -> Signed[HeadSignature]:
+        head = batch.head
+        name = HeadName(
+            head.message.term,
+            head.message.seq,
+            head.digest,
+            head.message.prev,
+            head.message.start,
+        )
+        if self._record.signed.get((name.term, name.seq)) == name.hash:
+            return self._answer(head)
+        prev_certified = await self._learn_prev(head, before)
+        prev = self.view.log.batches[name.seq - 2].head if name.seq > 1 and prev_certified else None
+        if prev_certified:
+            check_batch(self.job.domain, self.job.genesis, prev, batch)
+        why = self._record.refusal(name, prev_certified=prev_certified, start_valid=True)
+        if why is not None:
+            raise LogError(why)
+        await self._check_chain(head)
+        await self._check_effects(batch)
+        self._record.note_signed(name)
+        self._held[name.hash] = batch
+        await self._keep(batch)
+        return self._answer(head)
+
+    def _answer(self, head: Signed[LogHead]) -> Signed[HeadSignature]:
+        signature = self._ports.identity.sign(head.digest)
+        return self._ports.sign(
+            HeadSignature(job_id=self.job.id, head_hash=head.digest, signature=signature)
+        )
+
+    async def _learn_prev(self, head: Signed[LogHead], before: Certificate | None) -> bool:
+        """Return whether the head before is certified, as far as this member can find out."""
+        prev = head.message.prev
+        if prev == self.job.genesis.hash:
+            return head.message.seq == 1
+        if before is not None and before.head_hash == prev:
+            await self._on_certificate(before)
+        if not self._has(head.message.seq - 1, prev):
+            await self._follower.pull()
+        return self._has(head.message.seq - 1, prev)
+
+    def _has(self, seq: int, digest: bytes) -> bool:
+        batches = self.view.log.batches
+        return 0 < seq <= len(batches) and batches[seq - 1].head.digest == digest
+
+    async def _on_certificate(self, certificate: Certificate) -> None:
+        """Add a batch held here as soon as its certificate is known."""
+        batch = self._held.get(certificate.head_hash)
+        if batch is None or certificate.job_id != self.job.id:
+            return
+        check_certificate(self.job.genesis, batch.head.digest, certificate)
+        await self.view.add(Batch(batch.head, batch.entries, certificate))
+        self._held.pop(certificate.head_hash, None)
+        message = batch.head.message
+        await self._ports.store.execute(
+            "update head set certificate=? where job_id=? and term=? and seq=?",
+            (encode(certificate), self.job.id, message.term, message.seq),
+        )
+
+    async def _check_chain(self, head: Signed[LogHead]) -> None:
+        message = head.message
+        block = None
+        with trio.move_on_after(CHAIN_WAIT_S):
+            block = await self._ports.chain.wait_height(message.height)
+        if block is None or block.hash != message.block_hash:
+            raise LogError(f"this member's chain has no such block at {message.height}")
+        own = (await self._ports.chain.head()).height
+        if too_late(own, message.height, self.job.genesis.lag):
+            raise LogError(f"too late: the chain is at {own}, the head at {message.height}")
+
+    async def _check_effects(self, batch: Batch) -> None:
+        """Refuse a head in which something of the orchestrator's own breaks a rule."""
+        if self._live_tip != batch.head.message.prev:
+            self._live = self.view.fresh_state()
+            for known in self.view.log.batches[: batch.head.message.seq - 1]:
+                await apply_batch(self._live, known, self._ports.beacon)
+        self._live_tip = b""
+        refused = await apply_batch(self._live, batch, self._ports.beacon)
+        for entry in batch.entries:
+            own = isinstance(entry.message, Assignment | LeaseEnd | RoundClose | Cut | JobEnd)
+            if own and entry.digest in refused:
+                raise LogError(f"{entry.message.kind}: {refused[entry.digest]}")
+        self._live_tip = batch.head.digest
+
+    async def _keep(self, batch: Batch) -> None:
+        """Put a head that is about to be signed on disk, with its entries."""
+        message = batch.head.message
+        place = (self.job.id, message.term, message.seq)
+        entries = [(*place, i, entry.raw) for i, entry in enumerate(batch.entries)]
+        raw = batch.head.raw
+
+        def step(db: sqlite3.Connection) -> None:
+            db.execute(
+                "insert into signed values(?,?,?)",
+                (self.job.id, f"head.{message.term}.{message.seq}", raw),
+            )
+            db.execute("insert or ignore into head values(?,?,?,?,null)", (*place, raw))
+            db.executemany("insert or ignore into entry values(?,?,?,?,?)", entries)
+
+        await self._ports.store.write(step)
+
+    # ---- terms ---------------------------------------------------------------------------
+
+    async def _on_term_request(self, request: Signed[Message]) -> Signed[TermVote]:
+        """Vote for a term of the job's orchestrator, the same vote whenever asked."""
+        if request.signer != self.job.genesis.orchestrator:
+            raise RequestRefused("only the job's orchestrator may begin a term")
+        async with self._lock:
+            try:
+                await self._take_tip(request)
+            except LogError as error:
+                log.info("tip refused", job=self.job.id.hex()[:8], why=str(error))
+            term = cast(TermRequest, request.message).term
+            return await self._vote(term)
+
+    async def _take_tip(self, request: Signed[Message]) -> None:
+        """Take the certified batch that came with the request, where it fits."""
+        if len(request.attached) < 2:
+            return
+        head = open_as(self.job.domain, request.attached[0], LogHead)
+        if self._has(head.message.seq, head.digest):
+            return
+        certificate = open_certificate(request.attached[1])
+        entries = tuple(open_as(self.job.domain, raw, Message) for raw in request.attached[2:])
+        if head.message.seq > len(self.view.log.batches) + 1:
+            await self._follower.pull()
+        await self.view.add(Batch(head, entries, certificate))
+
+    async def _vote(self, term: int) -> Signed[TermVote]:
+        why = self._record.vote_refusal(term)
+        if why is not None:
+            former = await self._ports.store.signed(self.job.id, f"vote.{self._record.voted_term}")
+            if former is None or self._record.voted_term <= term:
+                raise RequestRefused(why)
+            return cast(Signed[TermVote], self.job.domain.open(former))
+        tip = self.view.log.batches[-1] if self.view.log.batches else None
+        place = (tip.head.message.term, tip.head.message.seq) if tip else (0, 0)
+        above = sorted(
+            (
+                batch
+                for batch in self._held.values()
+                if (batch.head.message.term, batch.head.message.seq) > place
+            ),
+            key=lambda batch: (batch.head.message.term, batch.head.message.seq),
+        )
+        attached = tuple(batch.head.raw for batch in above)
+        if tip is not None and tip.certificate is not None:
+            attached = (tip.head.raw, encode(tip.certificate), *attached)
+        vote = self._ports.sign(
+            TermVote(
+                job_id=self.job.id,
+                term=term,
+                orchestrator=self.job.genesis.orchestrator,
+                high=tip.head.digest if tip else self.job.genesis.hash,
+                signed=tuple(batch.head.digest for batch in above),
+            ),
+            attached,
+        )
+        raw = await self._ports.store.sign_once(self.job.id, f"vote.{term}", vote.raw)
+        self._record.note_vote(term)
+        return cast(Signed[TermVote], self.job.domain.open(raw))
+
+    # ---- restart -------------------------------------------------------------------------
+
+    async def _load(self) -> None:
+        rows = await self._ports.store.rows(
+            "select scope, raw from signed where job_id=?", (self.job.id,)
+        )
+        for scope, raw in rows:
+            if scope.startswith("vote."):
+                self._record.note_vote(int(scope.removeprefix("vote.")))
+            elif scope.startswith("head."):
+                await self._load_head(open_as(self.job.domain, raw, LogHead))
+
+    async def _load_head(self, head: Signed[LogHead]) -> None:
+        message = head.message
+        name = HeadName(message.term, message.seq, head.digest, message.prev, message.start)
+        self._record.note_signed(name)
+        place = (self.job.id, message.term, message.seq)
+        entries = await self._ports.store.rows(
+            "select raw from entry where job_id=? and term=? and seq=? order by place", place
+        )
+        certificates = await self._ports.store.rows(
+            "select certificate from head where job_id=? and term=? and seq=? and "
+            "certificate is not null",
+            place,
+        )
+        batch = Batch(head, tuple(self.job.domain.open(raw) for (raw,) in entries))
+        if not certificates:
+            self._held[head.digest] = batch
+            return
+        certificate = open_certificate(certificates[0][0])
+        try:
+            await self.view.add(Batch(head, batch.entries, certificate))
+        except LogError as error:
+            log.info("stored head waits", job=self.job.id.hex()[:8], why=str(error))

@@ -1,0 +1,197 @@
+"""The aggregator: gathers accepted outputs, combines them in order, and settles the job."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from meshd.ledger.audits import Work
+from meshd.ledger.jobstate import JobState
+from meshd.node.jobs import JobRecord, Jobs
+from meshd.node.log.follower import Follower
+from meshd.node.log.view import LogView
+from meshd.node.ports import Ports
+from meshd.node.settling import Settler, closed_state, statement_at
+from meshd.node.verification.outputs import OutputError, ResultPlace, open_output, packed_rows
+from meshd.node.workloads.errors import WorkloadError
+from meshd.node.workloads.infer import InferPlan
+from meshd.p2p.identity import Address
+from meshd.p2p.messages import AuditResult, OutputAck
+from meshd.p2p.network import NetworkError
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # the stubs that mypy has for trio
+
+log = structlog.get_logger()
+
+STEP_S = 2.0
+CLOSE_S = 10
+"""Seconds that a log without an end has, after its work deadline, to reach everybody."""
+
+
+class Aggregator:
+    """Compiles the output of every job that this node keeps."""
+
+    def __init__(self, ports: Ports, jobs: Jobs) -> None:
+        self.ports = ports
+        self.jobs = jobs
+        self._outputs: dict[bytes, bytes] = {}
+        self._done = trio.Event()
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Aggregate until cancelled."""
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            async for record in self.jobs.ready():
+                if record.orchestrator == self.ports.address:
+                    nursery.start_soon(self._serve_job, record)
+
+    async def _serve_job(self, record: JobRecord) -> None:
+        try:
+            plan = await self.jobs.load_plan(record)
+        except WorkloadError as error:
+            log.warning("job cannot be aggregated", job=record.id.hex()[:8], why=str(error))
+            return
+        await _JobOutput(self, record, plan).run()
+
+    def finished(self, job_id: bytes, output: bytes) -> None:
+        """Take a job's combined output, by its blob's digest."""
+        self._outputs[job_id] = output
+        self._done.set()
+        self._done = trio.Event()
+
+    async def output(self, job_id: bytes) -> bytes:
+        """Wait for a job's combined output and return its blob's digest."""
+        while job_id not in self._outputs:
+            await self._done.wait()
+        return self._outputs[job_id]
+
+
+class _JobOutput:
+    """One job's output, shard by shard, and its settlements."""
+
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        record: JobRecord,
+        plan: InferPlan,
+    ) -> None:
+        self._aggregator = aggregator
+        self._ports = aggregator.ports
+        self._record = record
+        self._plan = plan
+        self._view: LogView = aggregator.jobs.view(record, plan)
+        self._held: dict[int, tuple[bytes, bytes]] = {}
+        """Shard -> (commitment, blob of its packed rows)."""
+        self._settled_epochs = 0
+
+    async def run(self) -> None:
+        """Gather, combine and settle until the job is over on chain."""
+        await self._load()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(Follower(self._ports, self._view).run)
+            nursery.start_soon(self._gather_all)
+            await self._settle_all()
+            nursery.cancel_scope.cancel()
+
+    # ---- outputs -------------------------------------------------------------------------
+
+    async def _load(self) -> None:
+        rows = await self._ports.store.rows(
+            "select shard, commitment, blob from output where job_id=?", (self._record.id,)
+        )
+        self._held = {
+            shard: (commitment, blob)
+            for shard, commitment, blob in rows
+            if blob in self._ports.blobs
+        }
+
+    async def _gather_all(self) -> None:
+        shards = range(self._view.job.terms.shards)
+        while True:
+            for shard in shards:
+                work = self._view.state.shard_done(shard)
+                if work is not None and self._held.get(shard, (b"",))[0] != work.hash:
+                    await self._gather(shard, work)
+            done = [self._view.state.shard_done(shard) for shard in shards]
+            if all(w is not None and self._has(s, w) for s, w in zip(shards, done, strict=True)):
+                await self._combine()
+            await self._view.changed(STEP_S)
+
+    def _has(self, shard: int, work: Work) -> bool:
+        return self._held.get(shard, (b"",))[0] == work.hash
+
+    async def _gather(self, shard: int, work: Work) -> None:
+        """Fetch an accepted output, check it, keep it, then tell its auditors."""
+        commitment = work.commitment.message
+        place = ResultPlace(self._record.id, shard, work.worker)
+        for finding in work.findings:
+            if finding.result is not AuditResult.ACCEPTED:
+                continue
+            name = finding.attestation.message.output
+            try:
+                await self._ports.network.fetch(
+                    name,
+                    max_bytes=commitment.output_bytes + 1024,
+                    holders=[finding.auditor, work.worker],
+                )
+                blob = self._ports.blobs.read(name)
+                open_output(place, commitment, blob, self._plan.output_schema)
+            except (NetworkError, OutputError) as error:
+                log.info("output not had yet", shard=shard, why=str(error))
+                continue
+            await self._keep(shard, work, blob)
+            await self._acknowledge(shard, finding.auditor, commitment.output_root)
+            return
+
+    async def _keep(self, shard: int, work: Work, blob: bytes) -> None:
+        rows = self._ports.blobs.put(packed_rows(blob), readers=())
+        values = (self._record.id, shard, work.hash, rows)
+
+        def step(db: sqlite3.Connection) -> None:
+            db.execute("insert or replace into output values(?,?,?,?)", values)
+
+        await self._ports.store.write(step)
+        self._held[shard] = (work.hash, rows)
+
+    async def _acknowledge(self, shard: int, auditor: Address, output_root: bytes) -> None:
+        ack = OutputAck(job_id=self._record.id, shard=shard, output_root=output_root)
+        try:
+            await self._ports.request(auditor, self._ports.sign(ack), deadline_s=5.0)
+        except NetworkError as error:
+            log.debug("output not acknowledged", shard=shard, why=str(error))
+
+    async def _combine(self) -> None:
+        shards = range(self._view.job.terms.shards)
+        blobs = self._ports.blobs
+        output = self._plan.combine([blobs.read(self._held[shard][1]) for shard in shards])
+        readers = [Address(self._view.job.terms.researcher)]
+        self._aggregator.finished(self._record.id, blobs.put(output, readers=readers))
+
+    # ---- settlement ----------------------------------------------------------------------
+
+    async def _settle_all(self) -> None:
+        """Carry each final cut to the chain, until the last one is there and paid."""
+        settler = Settler(self._ports, self._view)
+        terms = self._view.job.terms
+        closed: JobState | None = None
+        while True:
+            head = await self._ports.chain.head()
+            overdue = head.timestamp > terms.work_deadline + 2 * CLOSE_S
+            if closed is None and overdue and self._view.state.end is None:
+                closed = await closed_state(self._view)
+            state = closed or self._view.state
+            while self._settled_epochs < state.book.epoch:
+                epoch = self._settled_epochs + 1
+                statement = statement_at(self._view, state, epoch)
+                await settler.settle(statement)
+                self._settled_epochs = epoch
+                log.info("settled", job=self._record.id.hex()[:8], epoch=epoch)
+                if statement.settlement.is_final:
+                    return
+            if head.timestamp > terms.settle_deadline:
+                return
+            await self._view.changed(STEP_S)

@@ -1,0 +1,164 @@
+"""The validator: certifies the log, audits what the beacon draws for it, signs settlements."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import structlog
+import trio
+
+from meshd.ledger.audits import Work
+from meshd.node.audits import Audit, AuditContext, reveal_due
+from meshd.node.compute.executor import ExecutorError
+from meshd.node.jobs import JobRecord, Jobs
+from meshd.node.log.member import Member
+from meshd.node.log.view import LogView
+from meshd.node.ports import Ports
+from meshd.node.settling import SettlementSigner, Settler, statement_at
+from meshd.node.workloads.errors import WorkloadError
+from meshd.p2p.codec import Signed
+from meshd.p2p.messages import JobTerms, Message, OutputAck, SettlementRequest
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # the stubs that mypy has for trio
+
+log = structlog.get_logger()
+
+STEP_S = 2.0
+"""Seconds after which a validator looks again though nothing happened."""
+BACKUP_BLOCKS = 60
+"""Blocks after which a member carries a settlement to the chain itself, times its place."""
+CLOSE_BLOCKS = 10
+"""Blocks after the work deadline that members give a late log to reach them."""
+
+
+class Validator:
+    """Takes its seat in every committee that the chain draws it for."""
+
+    def __init__(self, ports: Ports, jobs: Jobs, *, audits_at_once: int = 1) -> None:
+        self._ports = ports
+        self._jobs = jobs
+        self._slots = trio.CapacityLimiter(audits_at_once)
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Validate until cancelled."""
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            async for record in self._jobs.ready():
+                assert record.started is not None
+                if self._ports.address in record.started.committee:
+                    nursery.start_soon(self._serve_job, record)
+
+    async def _serve_job(self, record: JobRecord) -> None:
+        try:
+            plan = await self._jobs.load_plan(record)
+        except WorkloadError as error:
+            log.warning("job cannot be audited", job=record.id.hex()[:8], why=str(error))
+            return
+        view = self._jobs.view(record, plan)
+        context = AuditContext(self._ports, self._jobs, record, plan, view, self._slots)
+        await _Seat(context).run()
+
+
+class _Seat:
+    """One member of one job's committee."""
+
+    def __init__(self, context: AuditContext) -> None:
+        self._context = context
+        self._ports = context.ports
+        self._view: LogView = context.view
+        self._record = context.record
+        self._terms: JobTerms = self._view.job.terms
+        self._signer = SettlementSigner(self._ports, self._view)
+        self._settler = Settler(self._ports, self._view)
+        self._taken: set[tuple[bytes, int, int]] = set()
+        """Audits that this run has begun: (commitment, kind, slot)."""
+        self._revealed: set[bytes] = set()
+
+    async def run(self) -> None:
+        """Hold the seat until the job is settled."""
+        member = Member(self._ports, self._view)
+        dispatch, job_id = self._ports.dispatch, self._record.id
+        async with trio.open_nursery() as nursery:
+            await nursery.start(member.run)
+            with (
+                dispatch.on(SettlementRequest, job_id, self._signer.on_request),
+                dispatch.on(OutputAck, job_id, self._on_ack),
+            ):
+                nursery.start_soon(self._audit_all, nursery)
+                await self._wait_settled()
+                nursery.cancel_scope.cancel()
+
+    # ---- audits --------------------------------------------------------------------------
+
+    async def _audit_all(self, nursery: trio.Nursery) -> None:
+        while True:
+            height = (await self._ports.chain.head()).height
+            for work in await self._view.audits(height):
+                track = work.track
+                assert track is not None
+                key = (work.hash, int(track.kind), track.index)
+                if track.auditor == self._ports.address and key not in self._taken:
+                    self._taken.add(key)
+                    nursery.start_soon(self._audit, work)
+            reveal_due(self._context, self._revealed, nursery)
+            with trio.move_on_after(STEP_S):
+                async with trio.open_nursery() as waiting:
+                    waiting.start_soon(self._wake_on_block, height, waiting.cancel_scope)
+                    waiting.start_soon(self._wake_on_log, waiting.cancel_scope)
+
+    async def _wake_on_block(self, height: int, scope: trio.CancelScope) -> None:
+        await self._ports.chain.wait_height(height + 1)
+        scope.cancel()
+
+    async def _wake_on_log(self, scope: trio.CancelScope) -> None:
+        await self._view.changed(STEP_S)
+        scope.cancel()
+
+    async def _audit(self, work: Work) -> None:
+        try:
+            await Audit(self._context, work).run()
+        except (ExecutorError, WorkloadError) as error:
+            shard = work.assignment.message.shard
+            log.warning("audit given up: the next auditor takes it", shard=shard, why=str(error))
+
+    async def _on_ack(self, signed: Signed[Message]) -> None:
+        """The aggregator holds an output: it need not be kept here any more."""
+        if signed.signer != self._record.orchestrator:
+            return
+        message = cast(OutputAck, signed.message)
+        for work in self._view.state.works.values():
+            if work.commitment.message.output_root == message.output_root:
+                for finding in work.findings:
+                    if finding.auditor == self._ports.address:
+                        self._ports.blobs.remove(finding.attestation.message.output)
+
+    # ---- settlement ----------------------------------------------------------------------
+
+    async def _wait_settled(self) -> None:
+        """Wait for the job's end on chain; carry the settlement there if nobody else does."""
+        waited = 0
+        place = 1 + self._view.job.genesis.committee.index(self._ports.address)
+        while True:
+            job = await self._ports.chain.job(self._record.id)
+            if job is not None and job.settled and job.paid >= job.total:
+                return
+            head = await self._ports.chain.head()
+            ended = self._view.state.end is not None and self._view.state.book.epoch > 0
+            overdue = head.timestamp > self._terms.work_deadline + CLOSE_BLOCKS
+            if ended or overdue:
+                waited += 1
+            if overdue and self._view.state.end is None:
+                await self._signer.close()
+            if waited > BACKUP_BLOCKS * place:
+                await self._settle_all()
+            if head.timestamp > self._terms.settle_deadline:
+                return
+            await self._ports.chain.wait_height(head.height + 1)
+
+    async def _settle_all(self) -> None:
+        state = self._view.state
+        if state.end is None:
+            state = await self._signer.close()
+        for epoch in range(1, state.book.epoch + 1):
+            await self._settler.settle(statement_at(self._view, state, epoch))

@@ -1,0 +1,420 @@
+"""The worker: takes leases on shards, computes them, and opens what is audited."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import structlog
+import trio
+
+from meshd.ledger.audits import Status
+from meshd.node.compute.executor import ExecutorError, InferRequest, Limits
+from meshd.node.jobs import JobRecord, Jobs
+from meshd.node.log.follower import Follower
+from meshd.node.log.view import LogView
+from meshd.node.ports import Ports
+from meshd.node.verification.outputs import ResultPlace, output_blob, packed_rows
+from meshd.node.workloads.errors import WorkloadError
+from meshd.node.workloads.infer import InferPlan
+from meshd.node.workloads.rows import unpack
+from meshd.p2p.codec import Signed
+from meshd.p2p.identity import Address
+from meshd.p2p.messages import (
+    ZERO,
+    Assignment,
+    Challenge,
+    Commitment,
+    JobTerms,
+    LeaseAccept,
+    LeaseEnd,
+    LeaseEndReason,
+    Message,
+    Offer,
+    Open,
+    OpenRequest,
+    Progress,
+    VerdictCommit,
+)
+from meshd.p2p.network import NetworkError, RequestRefused
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # the stubs that mypy has for trio
+
+log = structlog.get_logger()
+
+OFFER_S = 3.0
+"""Seconds between two offers to the same orchestrator."""
+PROGRESS_S = 5.0
+"""Seconds between two signs of life for a running shard."""
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What this machine offers."""
+
+    slots: int = 1
+    ask: int = 0
+    """MCC (smallest unit) per 10^9 compute units below which it does not work."""
+    memory_bytes: int = 2 << 30
+    wall_s: float = 3600.0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A leased shard and, once computed, what was committed to."""
+
+    assignment: Signed[Assignment]
+    seed: bytes
+    output: bytes | None = None
+    commitment: Signed[Commitment] | None = None
+
+
+class Worker:
+    """Computes shards for every job that matches."""
+
+    def __init__(self, ports: Ports, jobs: Jobs, settings: WorkerSettings) -> None:
+        self._ports = ports
+        self._jobs = jobs
+        self._settings = settings
+        self._free = list(range(settings.slots))
+        self._freed = trio.Event()
+        self.running: dict[bytes, Shard] = {}
+        """Shards being computed, by assignment."""
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Work until cancelled."""
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            async for record in self._jobs.ready():
+                why = self.mismatch(record)
+                if why is not None:
+                    log.info("job does not match", job=record.id.hex()[:8], why=why)
+                else:
+                    nursery.start_soon(_JobWork(self, record).run)
+
+    def mismatch(self, record: JobRecord) -> str | None:
+        """Return why this machine does not work for a job, None if it does."""
+        assert record.terms is not None
+        terms = record.terms.message
+        if terms.price < self._settings.ask:
+            return f"it pays {terms.price} a giga unit, this machine asks {self._settings.ask}"
+        if terms.workers and self._ports.address not in terms.workers:
+            return "only other workers are allowed"
+        if terms.memory_bytes > self._settings.memory_bytes:
+            return f"it needs {terms.memory_bytes} bytes, this machine offers " + str(
+                self._settings.memory_bytes
+            )
+        if terms.device not in ("any", self._settings.device):
+            return f"it needs a {terms.device}, this machine has a {self._settings.device}"
+        return None
+
+    async def take_slot(self) -> int:
+        """Wait for a free slot and take it."""
+        while not self._free:
+            await self._freed.wait()
+        return self._free.pop()
+
+    def give_slot(self, slot: int) -> None:
+        """Return a slot."""
+        self._free.append(slot)
+        self._freed.set()
+        self._freed = trio.Event()
+
+    @property
+    def ports(self) -> Ports:
+        """This node."""
+        return self._ports
+
+    @property
+    def jobs(self) -> Jobs:
+        """The jobs it knows."""
+        return self._jobs
+
+    @property
+    def settings(self) -> WorkerSettings:
+        """What it offers."""
+        return self._settings
+
+
+class _JobWork:
+    """One worker's part in one job."""
+
+    def __init__(self, worker: Worker, record: JobRecord) -> None:
+        self._worker = worker
+        self._ports = worker.ports
+        self._record = record
+        self._terms: JobTerms = cast(Signed[JobTerms], record.terms).message
+        self._shards: dict[bytes, Shard] = {}
+        self._shared: set[bytes] = set()
+        self._plan: InferPlan
+        self._view: LogView
+        self._nursery: trio.Nursery
+
+    @property
+    def _orchestrator(self) -> Address:
+        return self._record.orchestrator
+
+    async def run(self) -> None:
+        """Take part until the job's log ends."""
+        try:
+            self._plan = await self._worker.jobs.load_plan(self._record)
+        except WorkloadError as error:
+            log.warning("job cannot be worked on", job=self._record.id.hex()[:8], why=str(error))
+            return
+        self._view = self._worker.jobs.view(self._record, self._plan)
+        dispatch, job_id = self._ports.dispatch, self._record.id
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await nursery.start(Follower(self._ports, self._view).run)
+            await self._load()
+            with (
+                dispatch.on(Assignment, job_id, self._on_assignment),
+                dispatch.on(OpenRequest, job_id, self._on_open),
+            ):
+                nursery.start_soon(self._offer)
+                while self._view.state.end is None:
+                    await self._view.changed(OFFER_S)
+                    self._share_accepted()
+                nursery.cancel_scope.cancel()
+
+    def _share_accepted(self) -> None:
+        """Let the aggregator have what was accepted: its auditor may die with its copy."""
+        for name, shard in self._shards.items():
+            lease = self._view.state.leases.get(name)
+            work = lease.work if lease is not None else None
+            if work is not None and work.status is Status.ACCEPTED and name not in self._shared:
+                assert shard.output is not None
+                blob = self._ports.blobs.read(shard.output)
+                self._ports.blobs.put(blob, readers=[self._orchestrator])
+                self._shared.add(name)
+
+    async def _offer(self) -> None:
+        offer = Offer(
+            job_id=self._record.id,
+            payee=self._ports.payee,
+            ask=self._worker.settings.ask,
+            slots=self._worker.settings.slots,
+            numeric_class=ZERO,
+        )
+        while True:
+            try:
+                await self._ports.request(self._orchestrator, self._ports.sign(offer))
+            except NetworkError as error:
+                log.debug("offer not taken", job=self._record.id.hex()[:8], why=str(error))
+            await trio.sleep(OFFER_S)
+
+    # ---- leases --------------------------------------------------------------------------
+
+    async def _on_assignment(self, signed: Signed[Message]) -> Signed[LeaseAccept]:
+        """Take a lease: on disk, with the seed of its salts, before it is accepted."""
+        assignment = cast(Signed[Assignment], signed)
+        message = assignment.message
+        if signed.signer != self._orchestrator or message.worker != self._ports.address:
+            raise RequestRefused("the assignment is not from this job's orchestrator to me")
+        if (message.units, message.input_hash) != (
+            self._plan.units(message.shard),
+            self._plan.input_hash(message.round, message.shard),
+        ):
+            raise RequestRefused("the assignment's units or input are not those of its shard")
+        accept = self._ports.sign(
+            LeaseAccept(
+                job_id=self._record.id,
+                assignment_hash=assignment.digest,
+                payee=self._ports.payee,
+            )
+        )
+        if assignment.digest not in self._shards:
+            shard = Shard(assignment, secrets.token_bytes(32))
+            await self._ports.store.execute(
+                "insert into shard values(?,?,?,?,?,null,null,0)",
+                (assignment.digest, self._record.id, assignment.raw, accept.raw, shard.seed),
+            )
+            self._shards[assignment.digest] = shard
+            self._nursery.start_soon(self._work, shard)
+        return accept
+
+    async def _load(self) -> None:
+        """Take up the leases on disk: compute what is missing, send commitments again."""
+        rows = await self._ports.store.rows(
+            "select raw, seed, output, commitment from shard where job_id=? and ended=0",
+            (self._record.id,),
+        )
+        for raw, seed, output, committed in rows:
+            assignment = cast(Signed[Assignment], self._ports.domain.open(raw))
+            commitment = None
+            if committed is not None:
+                commitment = cast(Signed[Commitment], self._ports.domain.open(committed))
+            shard = Shard(assignment, seed, output, commitment)
+            self._shards[assignment.digest] = shard
+            self._nursery.start_soon(self._work, shard)
+
+    # ---- computing -----------------------------------------------------------------------
+
+    async def _work(self, shard: Shard) -> None:
+        """Compute a shard, commit to it, and see the commitment into the log."""
+        if shard.commitment is None:
+            if self._over(shard):
+                return
+            slot = await self._worker.take_slot()
+            self._worker.running[shard.assignment.digest] = shard
+            try:
+                shard = await self._compute(shard, slot)
+            except (ExecutorError, WorkloadError) as error:
+                log.warning("shard failed", shard=shard.assignment.message.shard, why=str(error))
+                await self._hand_back(shard, LeaseEndReason.FAILED)
+                return
+            finally:
+                self._worker.running.pop(shard.assignment.digest, None)
+                self._worker.give_slot(slot)
+        commitment = cast(Signed[Commitment], shard.commitment)
+        why = await self._ports.deliver(
+            self._orchestrator, commitment, until=lambda: self._logged(commitment.digest)
+        )
+        if why is not None:
+            log.info("commitment refused", shard=shard.assignment.message.shard, why=why)
+
+    def _logged(self, name: bytes) -> bool:
+        return name in self._view.state or self._view.state.end is not None
+
+    def _over(self, shard: Shard) -> bool:
+        """Return whether the log says that this lease is over."""
+        lease = self._view.state.leases.get(shard.assignment.digest)
+        return lease is not None and not lease.open
+
+    async def _compute(self, shard: Shard, slot: int) -> Shard:
+        message = shard.assignment.message
+        rows = self._plan.rows(message.shard)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._show_progress, shard, len(rows))
+            inputs = await self._inputs(rows)
+            packed = await self._ports.executor.infer(self._request(slot, inputs))
+            nursery.cancel_scope.cancel()
+        place = ResultPlace(self._record.id, message.shard, self._ports.address)
+        commitment = self._ports.sign(
+            Commitment(
+                job_id=self._record.id,
+                assignment_hash=shard.assignment.digest,
+                hash_alg=1,
+                trace_root=ZERO,
+                n=len(rows),
+                output_root=place.root(shard.seed, unpack(packed).rows()),
+                output_bytes=len(packed),
+                numeric_class=message.numeric_class,
+            )
+        )
+        output = self._ports.blobs.put(output_blob(shard.seed, packed), readers=())
+        done = Shard(shard.assignment, shard.seed, output, commitment)
+
+        def step(db: sqlite3.Connection) -> None:
+            db.execute(
+                "update shard set output=?, commitment=? where assignment=?",
+                (output, commitment.raw, shard.assignment.digest),
+            )
+
+        await self._ports.store.write(step)
+        self._shards[shard.assignment.digest] = done
+        return done
+
+    def _request(self, slot: int, inputs: bytes) -> InferRequest:
+        blobs, program = self._ports.blobs, self._terms.program
+        settings = self._worker.settings
+        return InferRequest(
+            job_id=self._record.id,
+            slot=slot,
+            program=blobs.path(program) if blobs.on_disk else blobs.read(program),
+            inputs=inputs,
+            limits=Limits(memory_bytes=settings.memory_bytes, wall_s=settings.wall_s),
+        )
+
+    async def _inputs(self, rows: range) -> bytes:
+        chunks = {}
+        for digest, size in self._plan.chunks(rows):
+            await self._worker.jobs.fetch(self._record, digest, size)
+            chunks[digest] = self._ports.blobs.read(digest)
+        return self._plan.inputs(chunks, rows)
+
+    async def _show_progress(self, shard: Shard, total: int) -> None:
+        while True:
+            progress = Progress(
+                job_id=self._record.id,
+                assignment_hash=shard.assignment.digest,
+                done=0,
+                total=total,
+            )
+            try:
+                await self._ports.request(self._orchestrator, self._ports.sign(progress))
+            except NetworkError as error:
+                log.debug("progress not sent", why=str(error))
+            await trio.sleep(PROGRESS_S)
+
+    async def _hand_back(self, shard: Shard, reason: LeaseEndReason) -> None:
+        end = LeaseEnd(
+            job_id=self._record.id,
+            assignment_hash=shard.assignment.digest,
+            reason=reason,
+            height=(await self._ports.chain.head()).height,
+        )
+        await self._ports.deliver(
+            self._orchestrator, self._ports.sign(end), until=lambda: self._over(shard)
+        )
+
+    # ---- audits --------------------------------------------------------------------------
+
+    async def _on_open(self, signed: Signed[Message]) -> Signed[Open]:
+        """Open the drawn rows to the auditor whose verdict is committed, and to it alone."""
+        request = cast(OpenRequest, signed.message)
+        shard = next(
+            (
+                shard
+                for shard in self._shards.values()
+                if shard.commitment is not None
+                and shard.commitment.digest == request.commitment_hash
+            ),
+            None,
+        )
+        if shard is None or shard.output is None or len(signed.attached) != 2:
+            raise RequestRefused("no such commitment is mine")
+        challenge = await self._check_audit(signed, request)
+        message = shard.assignment.message
+        place = ResultPlace(self._record.id, message.shard, self._ports.address)
+        blob = self._ports.blobs.read(shard.output)
+        rows = unpack(packed_rows(blob)).rows()
+        self._ports.blobs.put(blob, readers=[signed.signer])
+        return self._ports.sign(
+            Open(
+                job_id=self._record.id,
+                commitment_hash=request.commitment_hash,
+                rows=place.open_rows(shard.seed, rows, challenge.message.drawn),
+                salt_seed=shard.seed,
+                output=shard.output,
+                digests=(),
+            )
+        )
+
+    async def _check_audit(
+        self, signed: Signed[Message], request: OpenRequest
+    ) -> Signed[Challenge]:
+        """Return the auditor's challenge; refuse anybody who is not due to audit."""
+        challenge = self._ports.domain.open(signed.attached[0])
+        verdict = self._ports.domain.open(signed.attached[1])
+        if not (
+            isinstance(challenge.message, Challenge)
+            and isinstance(verdict.message, VerdictCommit)
+            and challenge.signer == verdict.signer == signed.signer
+            and verdict.digest == request.verdict_commit
+        ):
+            raise RequestRefused("challenge and verdict are not this auditor's")
+        height = (await self._ports.chain.head()).height
+        why = await self._view.audit_refusal(
+            request.commitment_hash,
+            cast(Signed[Challenge], challenge),
+            cast(Signed[VerdictCommit], verdict),
+            height,
+        )
+        if why is not None:
+            raise RequestRefused(why)
+        return cast(Signed[Challenge], challenge)
