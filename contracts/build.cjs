@@ -10,21 +10,19 @@ const solc = require("solc");
 
 const CONTRACTS = ["MCC", "NodeRegistry", "JobEscrow"];
 
+const OUTPUTS = [
+  "abi",
+  "evm.bytecode.object",
+  "evm.deployedBytecode.object",
+  "evm.deployedBytecode.immutableReferences",
+];
+
 const settings = {
   optimizer: { enabled: true, runs: 1000 },
   viaIR: true,
   evmVersion: "cancun",
   metadata: { bytecodeHash: "none", appendCBOR: false },
-  outputSelection: {
-    "*": {
-      "*": [
-        "abi",
-        "evm.bytecode.object",
-        "evm.deployedBytecode.object",
-        "evm.deployedBytecode.immutableReferences",
-      ],
-    },
-  },
+  outputSelection: Object.fromEntries(CONTRACTS.map((name) => [`src/${name}.sol`, { [name]: OUTPUTS }])),
 };
 
 function readImport(name) {

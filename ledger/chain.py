@@ -65,6 +65,16 @@ class JobOnChain:
     anchored_at: int
     """Timestamp of the last anchor; 0: none."""
 
+    @property
+    def held(self) -> int:
+        """What is still in the pot."""
+        return self.deposited - self.burnt - self.paid - self.refunded
+
+    @property
+    def refundable(self) -> int:
+        """What no anchored root promises to anybody."""
+        return self.deposited - self.burnt - self.total - self.refunded
+
 
 # ---- events -----------------------------------------------------------------------------
 

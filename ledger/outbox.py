@@ -283,4 +283,4 @@ class Outbox:
 
 def _raise(fee: int) -> int:
     """Return *fee* raised by an eighth; nodes ask for at least a tenth more."""
-    return -(-fee * 9 // 8)
+    return max(-(-fee * 9 // 8), 1)

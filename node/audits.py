@@ -248,9 +248,9 @@ class Audit:
                 OpenRequest(
                     job_id=self._job_id,
                     commitment_hash=self._work.hash,
-                    verdict_commit=verdict.digest,
-                ),
-                (challenge.raw, verdict.raw),
+                    challenge=challenge.raw,
+                    verdict=verdict.raw,
+                )
             )
             try:
                 answer = await self._ports.request(self._work.worker, request, deadline_s=10.0)

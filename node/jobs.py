@@ -99,6 +99,12 @@ class Jobs:
         with trio.move_on_after(deadline_s):
             await self._changed.wait()
 
+    async def know(self, opened: JobOpened, terms: Signed[JobTerms]) -> None:
+        """Take the terms of a job of this node's own."""
+        record = self.records.get(opened.job_id, JobRecord(opened))
+        if record.terms is None:
+            await self._settle(replace(record, terms=terms, holders=(self._ports.address,)))
+
     def _update(self, record: JobRecord) -> None:
         self.records[record.id] = record
         self._changed.set()

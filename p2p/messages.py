@@ -48,6 +48,15 @@ Indices = Annotated[tuple[U32, ...], Field(max_length=4096), Encoded("uint32[]")
 Weights = Annotated[tuple[U64, ...], Field(max_length=4096), Encoded("uint64[]")]
 Texts = Annotated[tuple[Text, ...], Field(max_length=64), Encoded("string[]")]
 
+HeadFrame = Annotated[bytes, Field(max_length=4 * KIB), Encoded("bytes")]
+CertificateBytes = Annotated[bytes, Field(max_length=64 * KIB), Encoded("bytes")]
+Frames = Annotated[
+    tuple[Annotated[bytes, Field(max_length=4 * MIB), Encoded("bytes")], ...],
+    Field(max_length=1024),
+    Encoded("bytes[]"),
+]
+SmallFrame = Annotated[bytes, Field(max_length=32 * KIB), Encoded("bytes")]
+
 ZERO = bytes(32)
 
 
@@ -385,8 +394,13 @@ class TermRequest(Message):
     """The orchestrator asks a member to vote for a term it wants to begin."""
 
     kind: ClassVar[str] = "term-request"
+    max_size: ClassVar[int] = 8 * MIB
     job_id: Hash
     term: U32
+    head: HeadFrame
+    """The highest certified head the orchestrator has, its certificate and entries; or nothing."""
+    certificate: CertificateBytes
+    entries: Frames
 
 
 class LogEntries(Message):
@@ -398,11 +412,7 @@ class LogEntries(Message):
     term: U32
     seq: U64
     first: U32
-    entries: Annotated[
-        tuple[Annotated[bytes, Field(max_length=4 * MIB), Encoded("bytes")], ...],
-        Field(max_length=1024),
-        Encoded("bytes[]"),
-    ]
+    entries: Frames
 
 
 class LogRequest(Message):
@@ -421,13 +431,9 @@ class LogBatch(Message):
     job_id: Hash
     highest_seq: U64
     """The answering peer's highest certified sequence number."""
-    head: Annotated[bytes, Field(max_length=4 * KIB), Encoded("bytes")]
-    certificate: Annotated[bytes, Field(max_length=64 * KIB), Encoded("bytes")]
-    entries: Annotated[
-        tuple[Annotated[bytes, Field(max_length=4 * MIB), Encoded("bytes")], ...],
-        Field(max_length=1024),
-        Encoded("bytes[]"),
-    ]
+    head: HeadFrame
+    certificate: CertificateBytes
+    entries: Frames
 
 
 # ---- audits -----------------------------------------------------------------------------
@@ -470,7 +476,10 @@ class OpenRequest(Message):
     kind: ClassVar[str] = "open-request"
     job_id: Hash
     commitment_hash: Hash
-    verdict_commit: Hash
+    challenge: SmallFrame
+    """The auditor's signed Challenge."""
+    verdict: SmallFrame
+    """The auditor's signed VerdictCommit."""
 
 
 class OpenedRow(Message):

@@ -5,8 +5,8 @@ transaction: after a crash the block is there whole or not at all. Every commit 
 
 State (trie nodes and code) is kept for ever. A block with transactions keeps its header. An empty
 block differs from its parent in number, time, base fee and randomness only, so just these and the
-hash are kept, 125 bytes with the index, and the header is put together again, and checked against the
-hash, when somebody asks. Empty blocks older than `EMPTY_BLOCKS_KEPT` are dropped.
+hash are kept, 125 bytes with the index; the header is put together again, and checked against
+the hash, when somebody asks. Empty blocks older than `EMPTY_BLOCKS_KEPT` are dropped.
 """
 
 from __future__ import annotations

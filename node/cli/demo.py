@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-JOBS = ("infer",)
-"""Kinds of job that the demo can run."""
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """What the demo is asked to do."""
-
-    jobs: tuple[str, ...]
-    workers: int
-    validators: int
-    keep: bool
-    """Leave the data directories and logs in place at the end."""
-    seed: int
-    json_file: Path | None
-    out: Path
+from meshd.node.demo.options import JOBS, DemoOptions
 
 
 @click.command(epilog="Example:  meshd demo --json demo.json --seed 7")

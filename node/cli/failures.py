@@ -6,6 +6,7 @@ later · 78 configuration · 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 
@@ -31,6 +32,8 @@ def exit_code(error: BaseException) -> int | None:
         case JobSpecError() | QuantityError():
             return EXIT_CODES["usage"]
         case ConfigError():
+            return EXIT_CODES["config"]
+        case OSError() if error.errno == errno.EADDRINUSE:
             return EXIT_CODES["config"]
         case OSError() if error.filename is not None:
             return EXIT_CODES["failed"]
@@ -63,7 +66,9 @@ def report(error: BaseException) -> int | None:
 
 def describe(error: BaseException) -> str:
     """Return the text of *error*, safe for a terminal."""
-    if isinstance(error, OSError) and error.filename is not None:
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        text = f"an address to listen on is in use: {error}: stop who has it, or choose another"
+    elif isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}: check the name, the permissions and the disk"
     else:
         text = str(error) or type(error).__name__

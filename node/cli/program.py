@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import re
-import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -16,11 +12,8 @@ from meshd.node.cli.lazy import LazyGroup
 from meshd.node.cli.options import as_json
 from meshd.node.cli.output import print_json, print_pairs
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_INPUT = re.compile(r"([A-Za-z_]\w*)=(\w+)\[([0-9, ]*)\]")
-_EXAMPLE_ROWS = 3
+_ROWS = 128
+"""Rows of the shard whose cost is shown."""
 
 
 @click.group(cls=LazyGroup)
@@ -55,27 +48,22 @@ def export(
     that dict --input says what one row of each input is. The program is run against the module
     and refused unless every bit agrees.
     """
-    from meshd.node.workloads.export import export_program
+    from meshd.node.cli.exporting import export_factory
 
-    module, example = _build(factory)
-    if example is None:
-        example = _example(inputs)
-    elif inputs:
-        raise click.UsageError(f"{factory} returns examples of its own: leave out --input")
-    data = export_program(module, example, outputs=outputs or None)
+    data = export_factory(factory, inputs, outputs)
     temporary = out.with_name(f".{out.name}.part")
     try:
         temporary.write_bytes(data)
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
-    _print(_described(out, _EXAMPLE_ROWS), as_json)
+    _print(_described(out, _ROWS), as_json)
 
 
 @program.command(epilog="Example:  meshd program inspect minilm.program --rows 128")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
-    "--rows", type=click.IntRange(1), default=128, show_default=True, help="Rows of a shard."
+    "--rows", type=click.IntRange(1), default=_ROWS, show_default=True, help="Rows of a shard."
 )
 @as_json
 def inspect(file: Path, rows: int, as_json: bool) -> None:
@@ -84,84 +72,6 @@ def inspect(file: Path, rows: int, as_json: bool) -> None:
     Nothing of it is run. A .pt2, a pickle or another format that can carry code is refused.
     """
     _print(_described(file, rows), as_json)
-
-
-def _build(factory: str) -> tuple[Any, dict[str, Tensor] | None]:
-    """Return what the author's factory returns: a module, and its example if it has one."""
-    from torch import Tensor, nn
-
-    from meshd.node.workloads.errors import ExportError
-
-    name, colon, attribute = factory.rpartition(":")
-    if not colon or not name or not attribute:
-        raise click.UsageError(f"{factory!r} is not MODULE:FACTORY: write one like model.py:build")
-    try:
-        built = getattr(_import(name), attribute)()
-    except Exception as error:  # the author's own code, which may raise anything
-        raise ExportError(
-            f"{factory} cannot be called: {type(error).__name__}: {error}: "
-            "it must be a function without parameters that returns an nn.Module"
-        ) from error
-    module, example = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
-    if not isinstance(module, nn.Module):
-        raise ExportError(f"{factory} returns a {type(module).__name__}: return an nn.Module")
-    if example is not None and not (
-        isinstance(example, dict) and all(isinstance(array, Tensor) for array in example.values())
-    ):
-        raise ExportError(f"{factory} returns an example that is no dict of arrays by name")
-    return module, example
-
-
-def _import(name: str) -> Any:
-    if not name.endswith(".py"):
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
-        return importlib.import_module(name)
-    path = Path(name).resolve()
-    sys.path.insert(0, str(path.parent))  # as `python FILE` does
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _example(inputs: tuple[str, ...]) -> dict[str, Tensor]:
-    """Return rows of zeros and ones, valid as indices too, or of normal numbers for floats."""
-    import torch
-
-    dtypes = {
-        "bool": torch.bool,
-        "u8": torch.uint8,
-        "i8": torch.int8,
-        "i16": torch.int16,
-        "i32": torch.int32,
-        "i64": torch.int64,
-        "f16": torch.float16,
-        "bf16": torch.bfloat16,
-        "f32": torch.float32,
-        "f64": torch.float64,
-    }
-    if not inputs:
-        raise click.UsageError("say what one row of each input is, such as --input tokens=i64[64]")
-    generator = torch.Generator().manual_seed(0)
-    example: dict[str, Tensor] = {}
-    for text in inputs:
-        match = _INPUT.fullmatch(text)
-        if match is None or match.group(2) not in dtypes:
-            raise click.UsageError(
-                f"--input {text!r} is not NAME=DTYPE[SIZES] with a dtype of {', '.join(dtypes)}: "
-                "write one like tokens=i64[64]"
-            )
-        dtype = dtypes[match.group(2)]
-        sizes = [int(size) for size in match.group(3).replace(" ", "").split(",") if size]
-        shape = (_EXAMPLE_ROWS, *sizes)
-        if dtype.is_floating_point:
-            example[match.group(1)] = torch.randn(shape, generator=generator).to(dtype)
-        else:
-            example[match.group(1)] = torch.randint(0, 2, shape, generator=generator).to(dtype)
-    return example
 
 
 def _described(path: Path, rows: int) -> dict[str, Any]:

@@ -6,24 +6,17 @@ another; it is replaced after a failure, a limit or a cancellation, and ended wh
 and children end when the daemon does, however it ends.
 """
 
-import os
-import signal
-import socket
 import struct
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from meshd.node.compute.channel import Channel, ChannelClosed
+from meshd.node.compute.channel import ChannelClosed
 from meshd.node.compute.executor import (
     Admission,
-    ExecutorDied,
     ExecutorUnavailable,
     InferRequest,
     LimitExceeded,
@@ -32,31 +25,21 @@ from meshd.node.compute.executor import (
     admit,
     admit_rows,
 )
-from meshd.node.compute.framing import MAX_CONTROL, FramingError, Kind, pack_control, parse_control
+from meshd.node.compute.framing import Kind
 from meshd.node.compute.measuring import benchmark_program, benchmark_rows
+from meshd.node.compute.processes import (
+    ENDING_S,
+    ChildProcess,
+    ForkserverOptions,
+    ServerProcess,
+)
 from meshd.node.workloads.errors import RowsError, WorkloadError
 from meshd.node.workloads.planning import units
 from meshd.node.workloads.program import Program, parse_program, program_digest
 from meshd.node.workloads.rows import check_finite, unpack
 
-_STARTUP_S: Final = 60.0
-_SPAWN_S: Final = 10.0
-_ENDING_S: Final = 5.0
 _MEASURE: Final = b"measure"
 Key = tuple[bytes, int]
-
-
-@dataclass(frozen=True, slots=True)
-class ForkserverOptions:
-    """How executor processes are run."""
-
-    user: str = "nobody"
-    """Whom to compute as when the daemon runs as root."""
-    idle_s: float = 60.0
-    """After how long without work a child ends, and then the server."""
-    nice: int = 10
-    cpu_capability: str = "avx2"
-    """Which kernels torch may use: default, avx2 or avx512; default where the machine lacks it."""
 
 
 @asynccontextmanager
@@ -69,44 +52,9 @@ async def open_forkserver(
         try:
             yield executor
         finally:
-            with trio.CancelScope(deadline=trio.current_time() + 3 * _ENDING_S, shield=True):
+            with trio.CancelScope(deadline=trio.current_time() + 3 * ENDING_S, shield=True):
                 await executor.aclose()
             nursery.cancel_scope.cancel()
-
-
-@dataclass
-class _Child:
-    """One process, as the daemon sees it."""
-
-    number: int
-    limits: Limits
-    channel: Channel
-    spawned: trio.Event = field(default_factory=trio.Event)
-    exited: trio.Event = field(default_factory=trio.Event)
-    pid: int = 0
-    status: int | None = None
-    source: bytes | Path | None = None
-    """What it has loaded: the digest of a program's file, or where the file lies."""
-    program: Program | None = None
-    busy: bool = False
-    idle_since: float = 0.0
-
-
-@dataclass
-class _Server:
-    """The process that forks, as the daemon sees it."""
-
-    process: subprocess.Popen[bytes]
-    raw: socket.socket
-    control: trio.socket.SocketType
-    """The same socket: `raw` for what must be sent without waiting."""
-    ready: trio.Event = field(default_factory=trio.Event)
-    gone: trio.Event = field(default_factory=trio.Event)
-    ended: trio.Event = field(default_factory=trio.Event)
-    capability: str = ""
-    failure: str = ""
-    children: dict[int, _Child] = field(default_factory=dict)
-    idle_since: float = 0.0
 
 
 class ForkserverExecutor:
@@ -115,9 +63,9 @@ class ForkserverExecutor:
     def __init__(self, options: ForkserverOptions, nursery: trio.Nursery) -> None:
         self._options = options
         self._nursery = nursery
-        self._server: _Server | None = None
+        self._server: ServerProcess | None = None
         self._starting = trio.Lock()
-        self._children: dict[Key, _Child] = {}
+        self._children: dict[Key, ChildProcess] = {}
         self._locks: dict[Key, trio.Lock] = {}
         self._numbers = 0
         self._speed: int | None = None
@@ -178,13 +126,12 @@ class ForkserverExecutor:
         """End every process; requests that run get ExecutorDied."""
         self._closed = True
         async with self._starting:
-            if self._server is not None:
-                await self._end_server(self._server)
+            await self._end_server()
 
     def child_pids(self) -> list[int]:
         """Return the process ids of the children that live, for tests and diagnosis."""
-        server = self._server
-        return [c.pid for c in server.children.values() if c.pid] if server else []
+        children = self._server.children.values() if self._server is not None else ()
+        return [child.pid for child in children if child.pid]
 
     @property
     def server_pid(self) -> int | None:
@@ -192,7 +139,12 @@ class ForkserverExecutor:
         return None if self._server is None else self._server.process.pid
 
     async def _compute(
-        self, key: Key, child: _Child, job: InferRequest, admission: Admission, source: bytes | Path
+        self,
+        key: Key,
+        child: ChildProcess,
+        job: InferRequest,
+        admission: Admission,
+        source: bytes | Path,
     ) -> bytes:
         finished, limit = False, job.limits.memory_bytes
         try:
@@ -205,12 +157,14 @@ class ForkserverExecutor:
                 return output
             raise LimitExceeded("wall_s", job.limits.wall_s)
         except ChannelClosed as error:
-            raise await _death(child, job.limits) from error
+            raise await child.death() from error
         finally:
             if not finished:
                 self._drop(key)
 
-    async def _exchange(self, child: _Child, job: InferRequest, admission: Admission) -> bytes:
+    async def _exchange(
+        self, child: ChildProcess, job: InferRequest, admission: Admission
+    ) -> bytes:
         schema, count = admission.program.output_schema, admission.rows.count
         seconds = struct.pack("<I", job.limits.cpu_s)
         output = await child.channel.request(
@@ -225,28 +179,18 @@ class ForkserverExecutor:
             raise ShardFailed("the executor returned other rows than the program makes")
         return output
 
-    async def _spawn(self, key: Key, limits: Limits) -> _Child:
+    async def _spawn(self, key: Key, limits: Limits) -> ChildProcess:
         server = await self._running_server()
-        ours, theirs = socket.socketpair()
         self._numbers += 1
-        child = _Child(self._numbers, limits, Channel(ours), busy=True)
-        server.children[child.number] = child
+        child = server.prepare(self._numbers, limits)
         self._children[key] = child
         spawned = False
         try:
-            with theirs, trio.move_on_after(_SPAWN_S):
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", theirs.fileno()))]
-                message = pack_control("spawn", child.number, limits.memory_bytes, limits.threads)
-                await server.control.sendmsg([message], rights)
-                await child.spawned.wait()
-                spawned = not child.exited.is_set()
-        except (OSError, trio.ClosedResourceError) as error:
-            raise ExecutorDied("the server of executor processes ended") from error
+            await server.spawn(child)
+            spawned = True
         finally:
             if not spawned:
                 self._drop(key)
-        if not spawned:
-            raise ExecutorDied("the server of executor processes did not start one")
         return child
 
     def _drop(self, key: Key) -> None:
@@ -255,71 +199,30 @@ class ForkserverExecutor:
         if child is None:
             return
         child.channel.close()
-        server = self._server
-        if server is None or child.number not in server.children or server.gone.is_set():
-            return
-        try:
-            server.raw.send(pack_control("kill", child.number))
-        except OSError:
-            server.process.kill()  # its children are killed with it
+        if self._server is not None:
+            self._server.kill(child)
 
-    async def _running_server(self) -> _Server:
+    async def _running_server(self) -> ServerProcess:
         async with self._starting:
             if self._closed:
                 raise ExecutorUnavailable("the executor is closed; open a new one")
             if self._server is None or self._server.gone.is_set():
-                self._server = self._start_server()
-            server = self._server
-            with trio.move_on_after(_STARTUP_S):
-                await server.ready.wait()
-            if not server.ready.is_set() or server.failure:
-                await self._end_server(server)
-                reason = server.failure or f"torch was not imported within {_STARTUP_S:g} s"
-                raise ExecutorUnavailable(f"this machine cannot compute: {reason}")
-            return server
+                self._server = ServerProcess(self._options)
+                self._nursery.start_soon(self._attend, self._server)
+            try:
+                await self._server.wait_ready()
+            except ExecutorUnavailable:
+                await self._end_server()
+                raise
+            return self._server
 
-    def _start_server(self) -> _Server:
-        """Start the process from this thread: it is killed when the thread that started it ends."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-I", "-B", "-m", "meshd.node.compute.server"]
-        with theirs:
-            process = subprocess.Popen(
-                [
-                    *command,
-                    str(theirs.fileno()),
-                    self._options.user,
-                    str(self._options.nice),
-                    str(os.getpid()),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                env=_environment(self._options.cpu_capability),
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        server = _Server(process, ours, trio.socket.from_stdlib_socket(ours))
-        self._nursery.start_soon(self._attend, server)
-        return server
+    async def _attend(self, server: ServerProcess) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_idle, server)
+            await server.run()
+            nursery.cancel_scope.cancel()
 
-    async def _attend(self, server: _Server) -> None:
-        """Follow one server until it ends: its messages, and what is idle."""
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._end_idle, server)
-                while data := await server.control.recv(MAX_CONTROL):
-                    _note(server, parse_control(data))
-                nursery.cancel_scope.cancel()
-        except* (OSError, trio.ClosedResourceError, FramingError) as errors:
-            server.failure = server.failure or str(errors.exceptions[0])
-        finally:
-            _bury(server)
-            with trio.CancelScope(deadline=trio.current_time() + 2 * _ENDING_S, shield=True):
-                await trio.to_thread.run_sync(_wait_or_kill, server.process)
-            server.ended.set()
-
-    async def _end_idle(self, server: _Server) -> None:
+    async def _end_idle(self, server: ServerProcess) -> None:
         """End children without work, then a server without children."""
         idle_s = self._options.idle_s
         while True:
@@ -329,68 +232,13 @@ class ForkserverExecutor:
                 if not child.busy and child.idle_since <= before:
                     self._drop(key)
             if server.ready.is_set() and not server.children and server.idle_since <= before:
-                server.control.close()
+                server.close()
 
-    async def _end_server(self, server: _Server) -> None:
-        server.control.close()
-        await server.ended.wait()
-        if self._server is server:
+    async def _end_server(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            await self._server.ended.wait()
             self._server = None
-
-
-def _note(server: _Server, message: tuple[object, ...]) -> None:
-    """Keep what the server says."""
-    match message:
-        case ("ready", str(capability)):
-            server.capability, server.idle_since = capability, trio.current_time()
-            server.ready.set()
-        case ("failed", str(reason)):
-            server.failure = reason
-            server.ready.set()
-        case ("spawned", int(number), int(pid)) if number in server.children:
-            server.children[number].pid = pid
-            server.children[number].spawned.set()
-        case ("exited", int(number), int(status)) if number in server.children:
-            child = server.children.pop(number)
-            child.status = status
-            child.exited.set()
-            child.spawned.set()
-            server.idle_since = trio.current_time()
-        case _:
-            raise FramingError(f"the server said {message!r}")
-
-
-def _bury(server: _Server) -> None:
-    """Wake everybody who waits for a server that has gone."""
-    server.failure = server.failure or "the server ended; is torch installed?"
-    server.control.close()
-    server.gone.set()
-    server.ready.set()
-    for child in server.children.values():
-        child.exited.set()
-        child.spawned.set()
-        child.channel.close()
-    server.children.clear()
-
-
-def _wait_or_kill(process: "subprocess.Popen[bytes]") -> None:
-    try:
-        process.wait(_ENDING_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-async def _death(child: _Child, limits: Limits) -> ExecutorDied | LimitExceeded:
-    """Return the error that says why a child went away."""
-    with trio.move_on_after(_ENDING_S):
-        await child.exited.wait()
-    if child.status == -signal.SIGXCPU:
-        return LimitExceeded("cpu_s", limits.cpu_s)
-    how = "with its server" if child.status is None else f"with status {child.status}"
-    if child.status is not None and child.status < 0:
-        how = f"by {signal.Signals(-child.status).name}"
-    return ExecutorDied(f"executor process {child.pid} ended {how}; try the shard again")
 
 
 def _identity(source: bytes | Path) -> bytes | Path:
@@ -405,17 +253,3 @@ def _admit(job: InferRequest, known: Program | None) -> Admission:
         return admit_rows(known, b"", job)
     except WorkloadError as error:
         raise ShardFailed(str(error)) from error
-
-
-def _environment(capability: str) -> dict[str, str]:
-    """Return all that the server's environment holds: nothing of the daemon's."""
-    flags = Path("/proc/cpuinfo").read_text() if capability != "default" else ""
-    needed = {"avx2": ("avx2", "fma"), "avx512": ("avx512f", "avx512dq", "avx512vl", "avx512bw")}
-    if not all(flag in flags for flag in needed.get(capability, ())):
-        capability = "default"
-    return {
-        "ATEN_CPU_CAPABILITY": capability,
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "LANG": "C.UTF-8",
-    }

@@ -96,10 +96,6 @@ class _Server:
             uid = peer_uid(stream)
             if not may_connect(uid, os.geteuid()):
                 log.warning("control.refused", uid=uid)
-            elif self._open > MAX_CONNECTIONS:
-                await client.send_error(
-                    ControlError("again", f"{MAX_CONNECTIONS} requests are open", "try again later")
-                )
             else:
                 await self._answer(client)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
@@ -114,6 +110,8 @@ class _Server:
     async def _answer(self, client: _Client) -> None:
         try:
             method, target, raw = await client.read_request()
+            if self._open > MAX_CONNECTIONS:
+                raise ControlError("again", f"{MAX_CONNECTIONS} requests are open", "try later")
             route, names = find_route(method, target)
             body = parse_body(raw)
         except ControlError as error:

@@ -201,14 +201,15 @@ class Member:
             return await self._vote(term)
 
     async def _take_tip(self, request: Signed[Message]) -> None:
-        """Take the certified batch that came with the request, where it fits."""
-        if len(request.attached) < 2:
+        """Take the certified batch that the request carries, where it fits."""
+        message = cast(TermRequest, request.message)
+        if not message.head:
             return
-        head = open_as(self.job.domain, request.attached[0], LogHead)
+        head = open_as(self.job.domain, message.head, LogHead)
         if self._has(head.message.seq, head.digest):
             return
-        certificate = open_certificate(request.attached[1])
-        entries = tuple(open_as(self.job.domain, raw, Message) for raw in request.attached[2:])
+        certificate = open_certificate(message.certificate)
+        entries = tuple(open_as(self.job.domain, raw, Message) for raw in message.entries)
         if head.message.seq > len(self.view.log.batches) + 1:
             await self._follower.pull()
         await self.view.add(Batch(head, entries, certificate))

@@ -78,16 +78,19 @@ async def collect_votes(ports: Ports, job: Job, term: int, tip: Batch | None) ->
     """Ask every member, once, to vote for *term*; return the votes, some perhaps for a later
     term that its voter had joined before. *tip*, the highest certified batch, goes along.
     """
-    attached: tuple[bytes, ...] = ()
-    if tip is not None and tip.certificate is not None:
-        entries = (entry.raw for entry in tip.entries)
-        attached = (tip.head.raw, encode(tip.certificate), *entries)
-    request = ports.sign(TermRequest(job_id=job.id, term=term), attached)
+    certificate = tip.certificate if tip is not None else None
+    message = TermRequest(
+        job_id=job.id,
+        term=term,
+        head=tip.head.raw if tip is not None else b"",
+        certificate=encode(certificate) if certificate is not None else b"",
+        entries=tuple(entry.raw for entry in tip.entries) if tip is not None else (),
+    )
     votes: dict[Address, VoteContent] = {}
 
     async def ask(member: Address) -> None:
         try:
-            answer = await ports.request(member, request, deadline_s=5.0)
+            answer = await ports.request(member, ports.sign(message), deadline_s=5.0)
             if answer is not None and isinstance(answer.message, TermVote):
                 content = open_vote(job.domain, job.genesis, answer.raw)
                 if content.vote.signer == member:

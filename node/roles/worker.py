@@ -20,7 +20,7 @@ from meshd.node.verification.outputs import ResultPlace, output_blob, packed_row
 from meshd.node.workloads.errors import WorkloadError
 from meshd.node.workloads.infer import InferPlan
 from meshd.node.workloads.rows import unpack
-from meshd.p2p.codec import Signed
+from meshd.p2p.codec import CodecError, Signed
 from meshd.p2p.identity import Address
 from meshd.p2p.messages import (
     ZERO,
@@ -376,7 +376,7 @@ class _JobWork:
             ),
             None,
         )
-        if shard is None or shard.output is None or len(signed.attached) != 2:
+        if shard is None or shard.output is None:
             raise RequestRefused("no such commitment is mine")
         challenge = await self._check_audit(signed, request)
         message = shard.assignment.message
@@ -399,13 +399,15 @@ class _JobWork:
         self, signed: Signed[Message], request: OpenRequest
     ) -> Signed[Challenge]:
         """Return the auditor's challenge; refuse anybody who is not due to audit."""
-        challenge = self._ports.domain.open(signed.attached[0])
-        verdict = self._ports.domain.open(signed.attached[1])
+        try:
+            challenge = self._ports.domain.open(request.challenge)
+            verdict = self._ports.domain.open(request.verdict)
+        except CodecError as error:
+            raise RequestRefused(str(error)) from error
         if not (
             isinstance(challenge.message, Challenge)
             and isinstance(verdict.message, VerdictCommit)
             and challenge.signer == verdict.signer == signed.signer
-            and verdict.digest == request.verdict_commit
         ):
             raise RequestRefused("challenge and verdict are not this auditor's")
         height = (await self._ports.chain.head()).height

@@ -17,7 +17,7 @@ from meshd.p2p.libp2p.blobstream import Blobs
 from meshd.p2p.libp2p.connector import Connector
 from meshd.p2p.libp2p.discovery import Discovery
 from meshd.p2p.libp2p.gossip import Gossip
-from meshd.p2p.libp2p.host import NetworkSettings, listen_at, make_host
+from meshd.p2p.libp2p.host import NetworkSettings, listen_at, make_host, stop_listening
 from meshd.p2p.libp2p.links import Link, Links
 from meshd.p2p.libp2p.requests import Requests
 from meshd.p2p.libp2p.streams import StreamFailure
@@ -99,6 +99,7 @@ class Libp2pNetwork:
                 with trio.CancelScope(deadline=deadline, shield=True):
                     await self._connector.save()
                     scope.cancel()
+                    await stop_listening(self._host)
                     await self._links.drop_all()
 
     async def _run(self, scope: trio.CancelScope) -> None:

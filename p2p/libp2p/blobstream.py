@@ -221,17 +221,22 @@ class Blobs:
     async def _copy(self, stream: INetStream, file: BinaryIO, size: int) -> None:
         waiting = bytearray()
         left = size - file.tell()
-        while left:
-            with library_errors("read"), trio.fail_after(STALL_S):
-                part = await stream.read(min(left, PART))
-            if not part:
-                raise StreamFailure(f"read: stream ended {left} bytes early")
-            left -= len(part)
-            waiting += part
-            self._stats["blob bytes received"] += len(part)
-            if len(waiting) >= PART or not left:
-                await _in_thread(file.write, waiting)
-                waiting = bytearray()
+        try:
+            while left:
+                with library_errors("read"), trio.fail_after(STALL_S):
+                    part = await stream.read(min(left, PART))
+                if not part:
+                    raise StreamFailure(f"read: stream ended {left} bytes early")
+                left -= len(part)
+                waiting += part
+                self._stats["blob bytes received"] += len(part)
+                if len(waiting) >= PART:
+                    full, waiting = waiting, bytearray()
+                    await _in_thread(file.write, full)
+        except StreamFailure:
+            file.write(waiting)  # the next holder goes on from here
+            raise
+        await _in_thread(file.write, waiting)
 
     @asynccontextmanager
     async def _incoming(self, name: bytes, max_bytes: int) -> AsyncIterator[BinaryIO]:

@@ -167,3 +167,11 @@ def listen_at(host: IHost, listen: Sequence[str]) -> AbstractAsyncContextManager
     check_free(listen)
     assert isinstance(host, BasicHost)
     return host.run([Multiaddr(text) for text in listen])
+
+
+async def stop_listening(host: IHost) -> None:
+    """Close the listening sockets of *host*, which the library leaves open when it stops."""
+    listeners = cast(Swarm, host.get_network()).listeners
+    for listener in list(listeners.values()):
+        await listener.close()
+    listeners.clear()

@@ -364,13 +364,16 @@ async def test_a_failed_call_says_the_contracts_error_and_changes_nothing(
 
 
 async def test_stake_counts_from_the_next_registry_epoch(world: World, clock: Clock) -> None:
+    await world.fund(ALICE, world.minimum_stake)
     alice = world.chain(ALICE)
+    await make(alice, Register(1, ALICE.address))
     await wait_epoch(world, alice)
-    await staked(world, ALICE, world.minimum_stake, roles=1)
-    staked_at = (await alice.head()).height
+    staked_at = (await make(alice, Stake(world.minimum_stake))).height
+    active_from = (staked_at // world.epoch_length + 1) * world.epoch_length
     assert await alice.stake_of(ALICE.address) == world.minimum_stake
+    assert (await alice.head()).height < active_from
     assert ALICE.address not in await alice.orchestrators()
-    await alice.wait_height((staked_at // world.epoch_length + 1) * world.epoch_length)
+    await alice.wait_height(active_from)
     assert list(await alice.orchestrators()) == [ALICE.address]
 
 
@@ -481,15 +484,15 @@ async def test_a_job_starts_only_between_its_third_and_two_hundredth_block(
     alice, bob = world.chain(ALICE), world.chain(BOB)
     await wait_epoch(world, alice)
     now = (await alice.head()).timestamp
-    far = {"work_deadline": now + 10_000, "settle_deadline": now + 20_000}
-    first = await open_job(alice, await terms(alice, **far))
-    job = await alice.job(first)
-    assert job is not None
-    if (await alice.head()).height < job.opened + 2:
-        await refused(bob, StartJob(first), "JobEscrowStartTooEarly")
-    await alice.wait_height(job.opened + 200)
-    await refused(bob, StartJob(first), "JobEscrowStartTooLate")
-    await make(alice, CancelJob(first))
+    call = await terms(alice, work_deadline=now + 10_000, settle_deadline=now + 20_000)
+    job_id = alice.job_id(ALICE.address, call.spec_hash, call.salt)
+    await alice.send("open", call)
+    await alice.send("at once", StartJob(job_id))
+    opened = (await alice.wait("open")).height
+    assert (await alice.wait("at once")).error == "JobEscrowStartTooEarly"
+    await alice.wait_height(opened + 200)
+    await refused(bob, StartJob(job_id), "JobEscrowStartTooLate")
+    await make(alice, CancelJob(job_id))
 
 
 async def test_a_job_without_validators_or_after_its_work_deadline_does_not_start(

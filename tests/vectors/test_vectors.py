@@ -12,7 +12,7 @@ from eth_hash.auto import keccak
 from meshd.p2p import codec
 from meshd.p2p.codec import Domain, decode, encode, struct_hash, type_string
 from meshd.p2p.identity import Address, Identity, recover
-from meshd.p2p.messages import MESSAGES, PROTOCOL, Encoded, Message
+from meshd.p2p.messages import MESSAGES, PROTOCOL, Encoded, Message, Settlement
 
 FILE: dict[str, Any] = json.loads(Path(__file__).with_name("messages.json").read_text())
 DOMAIN = Domain(FILE["network"], FILE["chainId"], Address(bytes.fromhex(FILE["escrow"])))
@@ -21,6 +21,7 @@ CURE = (
     "a message's bytes have changed: bump PROTOCOL in p2p/messages.py, "
     "then run tests/vectors/generate.py"
 )
+
 
 @pytest.fixture(autouse=True)
 def no_frame_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +116,18 @@ def test_a_typed_message_hashes_as_another_eip712_library_says(
     theirs = encode_typed_data(full_message=typed_data(vector["type"], message, vector))
     assert theirs.body.hex() == vector["structHash"]
     assert keccak(b"\x19\x01" + theirs.header + theirs.body).hex() == vector["digest"]
+
+
+def test_the_escrow_hashes_the_settlement_that_members_sign() -> None:
+    source = (Path(__file__).parents[2] / "contracts" / "src" / "JobEscrow.sol").read_text()
+    constant = re.search(r"SETTLEMENT_TYPEHASH = keccak256\(([^)]+)\)[^)]*\);", source, re.S)
+    assert constant is not None
+    pieces = re.findall(r'"([^"]*)"', source[constant.start() : constant.end()])
+    assert "".join(pieces) == type_string(Settlement), CURE
+    struct = re.search(r"struct Settlement \{(.*?)\}", source, re.S)
+    assert struct is not None
+    members = [line.strip().rstrip(";") for line in struct[1].splitlines() if line.strip()]
+    assert f"Settlement({','.join(members)})" == type_string(Settlement), CURE
 
 
 def typed_data(type_text: str, message: Message, vector: dict[str, Any]) -> dict[str, Any]:

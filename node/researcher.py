@@ -1,0 +1,325 @@
+"""The researcher's side: open a job's escrow, announce it, follow its log, fetch its output."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, cast
+
+import structlog
+import trio
+
+from meshd.ledger.chain import CancelJob, JobOpened, OpenJob, RefundJob, StartJob
+from meshd.node.jobs import JobRecord, Jobs
+from meshd.node.log.follower import Follower
+from meshd.node.log.view import LogView
+from meshd.node.ports import Ports
+from meshd.node.workloads.errors import WorkloadError
+from meshd.p2p.codec import Signed
+from meshd.p2p.messages import (
+    ZERO,
+    JobAnnounce,
+    JobEndReason,
+    JobTerms,
+    Stop,
+    jobs_topic,
+)
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # the stubs that mypy has for trio
+
+log = structlog.get_logger()
+
+ANNOUNCE_S = 3.0
+STEP_S = 2.0
+START_BLOCKS = 3
+"""Blocks after `open` before the committee can be drawn."""
+REFUND_BLOCKS = 20
+"""Blocks after the last claim at which the researcher asks for the refund itself."""
+MAX_OUTPUT = 16 << 30
+
+
+class JobState(Enum):
+    """The states of a submitted job."""
+
+    ANNOUNCED = "announced"
+    RUNNING = "running"
+    SETTLING = "settling"
+    SETTLED = "settled"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+OVER = (JobState.SETTLED, JobState.CANCELLED, JobState.FAILED)
+
+
+class SubmitError(Exception):
+    """A job cannot be submitted, or an order about it not be followed; the text says the cure."""
+
+
+@dataclass
+class SubmittedJob:
+    """A job of this researcher, as far as it has come."""
+
+    id: bytes
+    terms: Signed[JobTerms]
+    salt: bytes
+    state: JobState = JobState.ANNOUNCED
+    detail: str = ""
+    view: LogView | None = None
+    output: bytes | None = None
+    """Blob digest of the output, once it is here."""
+
+
+class Researcher:
+    """Sees this node's own jobs through."""
+
+    def __init__(self, ports: Ports, jobs: Jobs) -> None:
+        self._ports = ports
+        self._jobs = jobs
+        self.submitted: dict[bytes, SubmittedJob] = {}
+        self._nursery: trio.Nursery | None = None
+        self._changed = trio.Event()
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Tend the jobs on disk and those submitted meanwhile, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for job in await self._load():
+                self.submitted[job.id] = job
+                if job.state not in OVER:
+                    nursery.start_soon(self._tend, job)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def _load(self) -> list[SubmittedJob]:
+        rows = await self._ports.store.rows(
+            "select job_id, terms, salt, state, detail from job where submitted=1"
+        )
+        return [
+            SubmittedJob(
+                job_id,
+                cast(Signed[JobTerms], self._ports.domain.open(raw)),
+                salt,
+                JobState(state),
+                detail,
+            )
+            for job_id, raw, salt, state, detail in rows
+        ]
+
+    async def submit(self, terms: JobTerms) -> SubmittedJob:
+        """Open the escrow of a job whose program and data are in this node's blob store.
+
+        It is on disk before anything is sent. Raises SubmitError.
+        """
+        assert self._nursery is not None
+        balance = await self._ports.chain.balance(self._ports.address)
+        if balance < terms.cap:
+            raise SubmitError(
+                f"the cap is {terms.cap} but this account holds {balance} (smallest units of "
+                f"MCC): {terms.cap - balance} are missing"
+            )
+        signed = self._ports.domain.sign(self._ports.identity, terms)
+        salt = secrets.token_bytes(32)
+        job_id = self._ports.chain.job_id(self._ports.address, signed.digest, salt)
+        job = SubmittedJob(job_id, signed, salt)
+        await self._ports.store.execute(
+            "insert into job(job_id, terms, salt, researcher, state, created, submitted) "
+            "values(?,?,?,?,?,?,1)",
+            (job_id, signed.raw, salt, self._ports.address, job.state.value, self._ports.wall()),
+        )
+        self.submitted[job_id] = job
+        await self._ports.chain.send(f"open:{job_id.hex()}", _open_call(job))
+        self._nursery.start_soon(self._tend, job)
+        return job
+
+    async def cancel(self, job_id: bytes) -> None:
+        """Take a job back: before its start wholly, after it what has not passed an audit."""
+        job = self.submitted.get(job_id)
+        if job is None:
+            raise SubmitError(f"no job 0x{job_id.hex()} was submitted by this node")
+        if job.state in OVER:
+            raise SubmitError(f"job 0x{job_id.hex()} is over: it is {job.state.value}")
+        record = self._jobs.records.get(job_id)
+        if record is None or record.started is None:
+            await self._ports.chain.send(f"cancel:{job_id.hex()}", CancelJob(job_id))
+            outcome = await self._ports.chain.wait(f"cancel:{job_id.hex()}")
+            if outcome.error is None:
+                return
+            record = self._jobs.records.get(job_id)
+        if record is None or record.started is None:
+            raise SubmitError(f"job 0x{job_id.hex()} cannot be cancelled now: try again")
+        stop = self._ports.sign(Stop(job_id=job_id))
+        why = await self._ports.deliver(record.orchestrator, stop, until=lambda: _ended(job))
+        if why is not None:
+            raise SubmitError(f"the orchestrator refused to stop the job: {why}")
+
+    async def wait_changed(self, deadline_s: float) -> None:
+        """Wait until one of the jobs has come further, *deadline_s* at most."""
+        with trio.move_on_after(deadline_s):
+            await self._changed.wait()
+
+    async def wait_over(self, job_id: bytes) -> SubmittedJob:
+        """Return the job when it is settled, cancelled or failed."""
+        while self.submitted[job_id].state not in OVER:
+            await self._changed.wait()
+        return self.submitted[job_id]
+
+    async def _enter(self, job: SubmittedJob, state: JobState, detail: str = "") -> None:
+        job.state, job.detail = state, detail
+        ended = self._ports.wall() if state in OVER else None
+        await self._ports.store.execute(
+            "update job set state=?, detail=?, ended=? where job_id=?",
+            (state.value, detail, ended, job.id),
+        )
+        log.info("job " + state.value, job=job.id.hex()[:8], detail=detail)
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # ---- one job -------------------------------------------------------------------------
+
+    async def _tend(self, job: SubmittedJob) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._announce, job)
+            await self._see_through(job)
+            nursery.cancel_scope.cancel()
+
+    async def _announce(self, job: SubmittedJob) -> None:
+        name = self._ports.blobs.put(job.terms.raw)
+        announce = JobAnnounce(
+            job_id=job.id,
+            terms=name,
+            terms_bytes=len(job.terms.raw),
+            holders=(self._ports.address,),
+        )
+        topic = jobs_topic(self._ports.domain.network)
+        while not _ended(job):
+            await self._ports.network.publish(topic, self._ports.sign(announce))
+            await trio.sleep(ANNOUNCE_S)
+
+    async def _see_through(self, job: SubmittedJob) -> None:
+        await self._ports.chain.send(f"open:{job.id.hex()}", _open_call(job))
+        outcome = await self._ports.chain.wait(f"open:{job.id.hex()}")
+        if outcome.error is not None:
+            await self._enter(job, JobState.FAILED, f"the escrow was not opened: {outcome.error}")
+            return
+        record = await self._wait_started(job, outcome.height)
+        if record is None:
+            return
+        if job.state is JobState.ANNOUNCED:
+            await self._enter(job, JobState.RUNNING)
+        try:
+            job.view = self._jobs.view(record, await self._jobs.load_plan(record))
+        except WorkloadError as error:
+            await self._enter(job, JobState.FAILED, str(error))
+            return
+        async with trio.open_nursery() as nursery:
+            await nursery.start(Follower(self._ports, job.view).run)
+            nursery.start_soon(self._follow, job, record)
+            await self._wait_settled(job)
+            nursery.cancel_scope.cancel()
+
+    async def _wait_started(self, job: SubmittedJob, opened: int) -> JobRecord | None:
+        """Have the committee drawn; return the record, None if the job ends before."""
+        key = f"start:{job.id.hex()}"
+        await self._ports.chain.wait_height(opened + START_BLOCKS)
+        sent = False
+        while True:
+            record = self._jobs.records.get(job.id)
+            if record is None or record.terms is None:
+                await self._jobs.know(_opened(job, opened, self._ports), job.terms)
+            elif record.cancelled:
+                await self._enter(job, JobState.CANCELLED)
+                return None
+            elif record.started is not None and record.ready:
+                return record
+            elif not sent:
+                await self._ports.chain.send(key, StartJob(job.id))
+                outcome = await self._ports.chain.wait(key)
+                sent = True
+                if outcome.error is not None and not await self._is_started(job):
+                    await self._ports.chain.send(f"cancel:{job.id.hex()}", CancelJob(job.id))
+                    await self._ports.chain.wait(f"cancel:{job.id.hex()}")
+                    why = f"no committee could be drawn ({outcome.error}); the deposit is back"
+                    await self._enter(job, JobState.FAILED, why)
+                    return None
+            await self._jobs.wait_changed(STEP_S)
+
+    async def _is_started(self, job: SubmittedJob) -> bool:
+        on_chain = await self._ports.chain.job(job.id)
+        return on_chain is not None and (on_chain.started or on_chain.cancelled)
+
+    async def _follow(self, job: SubmittedJob, record: JobRecord) -> None:
+        """Wait for the log's end and fetch the output."""
+        view = cast(LogView, job.view)
+        while view.state.end is None:
+            await view.changed(STEP_S)
+            self._changed.set()
+            self._changed = trio.Event()
+        end = view.state.end.message
+        await self._enter(job, JobState.SETTLING, JobEndReason(end.reason).name.lower())
+        if end.output_root != ZERO:
+            await self._jobs.fetch(record, end.output_root, MAX_OUTPUT)
+            job.output = end.output_root
+            self._changed.set()
+            self._changed = trio.Event()
+
+    async def _wait_settled(self, job: SubmittedJob) -> None:
+        """Wait until everybody is paid and the rest is back; ask for the refund if need be."""
+        terms = job.terms.message
+        waited = 0
+        while True:
+            on_chain = await self._ports.chain.job(job.id)
+            head = await self._ports.chain.head()
+            late = head.timestamp > terms.settle_deadline
+            assert on_chain is not None
+            if on_chain.settled or late:
+                paid_out = on_chain.paid >= on_chain.total or late
+                waited += 1
+                if on_chain.held == 0 or (paid_out and on_chain.refundable == 0):
+                    await self._finish(job, settled=on_chain.settled)
+                    return
+                if waited > REFUND_BLOCKS or late:
+                    key = f"refund:{job.id.hex()}"
+                    await self._ports.chain.send(key, RefundJob(job.id))
+                    await self._ports.chain.wait(key)
+            await self._ports.chain.wait_height(head.height + 1)
+
+    async def _finish(self, job: SubmittedJob, *, settled: bool) -> None:
+        view = job.view
+        end = view.state.end.message if view is not None and view.state.end is not None else None
+        complete = end is not None and end.reason == JobEndReason.COMPLETE
+        if complete and settled:
+            while job.output is None:
+                await self._changed.wait()
+            await self._enter(job, JobState.SETTLED)
+        elif end is not None and end.reason == JobEndReason.STOPPED:
+            await self._enter(job, JobState.CANCELLED, "stopped: what passed was paid")
+        else:
+            why = "its deadline passed" if end is None else JobEndReason(end.reason).name.lower()
+            await self._enter(
+                job, JobState.FAILED, f"{why}; what passed was paid, the rest is back"
+            )
+
+
+def _open_call(job: SubmittedJob) -> OpenJob:
+    terms = job.terms.message
+    return OpenJob(
+        spec_hash=job.terms.digest,
+        salt=job.salt,
+        cap=terms.cap,
+        epoch_limit=terms.epoch_limit,
+        window=terms.window,
+        work_deadline=terms.work_deadline,
+        settle_deadline=terms.settle_deadline,
+    )
+
+
+def _opened(job: SubmittedJob, height: int, ports: Ports) -> JobOpened:
+    return JobOpened(height, job.id, ports.address, job.terms.digest, job.terms.message.cap)
+
+
+def _ended(job: SubmittedJob) -> bool:
+    over = job.state in OVER or job.state is JobState.SETTLING
+    return over or (job.view is not None and job.view.state.end is not None)
