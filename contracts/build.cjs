@@ -36,6 +36,12 @@ function sortKeys(value) {
   return Object.fromEntries(Object.keys(value).sort().map((key) => [key, sortKeys(value[key])]));
 }
 
+// The compiler names immutables by node ids that change with unrelated sources; we count them in order.
+function immutablesInOrder(references) {
+  const spans = Object.values(references).sort((left, right) => left[0].start - right[0].start);
+  return Object.fromEntries(spans.map((uses, index) => [`immutable${String(index).padStart(2, "0")}`, uses]));
+}
+
 function compile() {
   const sources = Object.fromEntries(CONTRACTS.map((name) => [`src/${name}.sol`, readImport(`src/${name}.sol`)]));
   const content = Object.fromEntries(Object.entries(sources).map(([name, s]) => [name, { content: s.contents }]));
@@ -64,7 +70,7 @@ function main() {
       bytecode: `0x${evm.bytecode.object}`,
       contractName: name,
       deployedBytecode: {
-        immutableReferences: evm.deployedBytecode.immutableReferences,
+        immutableReferences: immutablesInOrder(evm.deployedBytecode.immutableReferences),
         object: `0x${evm.deployedBytecode.object}`,
       },
     };

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import trio
 from eth_typing import Hash32
-from eth_utils.address import to_checksum_address
+from eth_utils.address import to_canonical_address, to_checksum_address
 from web3 import AsyncWeb3
 from web3.exceptions import (
     BlockNotFound,
@@ -19,6 +19,7 @@ from web3.exceptions import (
     Web3Exception,
     Web3RPCError,
 )
+from web3.middleware import ExtraDataToPOAMiddleware
 from web3.providers.async_base import AsyncJSONBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
@@ -95,11 +96,12 @@ class TrioProvider(AsyncJSONBaseProvider):
 
 
 class EvmRpc:
-    """What meshd asks of an EVM node; also the outbox's Wire. Everything raises ChainUnavailable."""
+    """What meshd asks of an EVM node, and the outbox's Wire; all of it raises ChainUnavailable."""
 
     def __init__(self, url: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.url = url
         self._provider = TrioProvider(url, transport)
-        self._eth = AsyncWeb3(self._provider, middleware=[]).eth
+        self._eth = AsyncWeb3(self._provider, middleware=[ExtraDataToPOAMiddleware]).eth
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -111,25 +113,24 @@ class EvmRpc:
             yield
         except Web3Exception as error:
             raise ChainUnavailable(
-                f"the chain at {self._provider.url} answered {error}"[:300]
+                f"the chain at {self.url} answered {error}"[:300]
                 + ": check chain.rpc and the deployment"
             ) from error
 
-    async def check(self, chain_id: int, contract: Address) -> bytes:
-        """Return the genesis hash of the chain if it is the one with *contract* on it."""
-        url = self._provider.url
+    async def chain_id(self) -> int:
+        """Return the chain's id."""
         with self._talking():
-            found = await self._eth.chain_id
-            if found != chain_id:
-                raise ChainUnavailable(
-                    f"the chain at {url} has the id {found}, not {chain_id}: correct chain.rpc"
-                )
-            if not await self._eth.get_code(to_checksum_address(contract)):
-                raise ChainUnavailable(
-                    f"the chain at {url} has no contract at {to_checksum_address(contract)}: "
-                    "correct chain.deployment, or deploy first"
-                )
+            return int(await self._eth.chain_id)
+
+    async def genesis(self) -> bytes:
+        """Return the hash of the first block: two chains of one id differ in it."""
+        with self._talking():
             return bytes((await self._eth.get_block(0))["hash"])
+
+    async def has_code(self, account: Address) -> bool:
+        """Return whether *account* is a contract."""
+        with self._talking():
+            return bool(await self._eth.get_code(to_checksum_address(account)))
 
     async def block(self, height: int | None = None) -> Block | None:
         """Return the block at *height*, the newest by default; None if there is none yet."""
@@ -189,6 +190,13 @@ class EvmRpc:
                 return None
         return Mined(int(receipt["blockNumber"]), int(receipt["status"]) == 1)
 
+    async def created(self, tx: bytes) -> Address | None:
+        """Return the contract that a mined transaction created."""
+        with self._talking():
+            receipt = await self._eth.get_transaction_receipt(Hash32(tx))
+        found = receipt["contractAddress"]
+        return None if found is None else Address(to_canonical_address(found))
+
     async def why_failed(self, sender: Address, transaction: Transaction, height: int) -> str:
         """Return the contract's error of a transaction that failed in block *height*.
 
@@ -217,7 +225,7 @@ class EvmRpc:
             return abi.result(name, bytes(data))
         except ValueError as error:
             raise ChainUnavailable(
-                f"the chain at {self._provider.url}: {error}: correct chain.deployment"
+                f"the chain at {self.url}: {error}: correct chain.deployment"
             ) from error
 
     async def logs(

@@ -26,7 +26,7 @@ from meshd.ledger.intents import Database
 from meshd.ledger.memory_escrow import job_id
 from meshd.ledger.outbox import GWEI, Outbox
 from meshd.p2p.codec import Domain
-from meshd.p2p.identity import Address, Identity
+from meshd.p2p.identity import Address, Identity, hex_address
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # the stubs that mypy has for trio
@@ -94,22 +94,39 @@ class EvmChain:
                 closing.shield = True
                 await self._rpc.aclose()
 
+    async def aclose(self) -> None:
+        """Close the connection to the chain, where `run` was never started."""
+        await self._rpc.aclose()
+
     async def _connected(self) -> Outbox:
         async with self._connecting:
             if self._outbox is None:
-                chain_id = self._deployment.chain_id
-                genesis = await self._rpc.check(chain_id, Address(self._deployment.escrow))
+                await self._check()
                 self._outbox = Outbox(
                     self._database,
                     self._rpc,
                     self._identity,
-                    chain_id=chain_id,
-                    genesis=genesis,
+                    chain_id=self._deployment.chain_id,
+                    genesis=await self._rpc.genesis(),
                     confirmations=self._confirmations,
                     fee_cap=self._fee_cap,
                     poll_s=self._poll_s,
                 )
             return self._outbox
+
+    async def _check(self) -> None:
+        url, wanted = self._rpc.url, self._deployment.chain_id
+        found = await self._rpc.chain_id()
+        if found != wanted:
+            raise ChainUnavailable(
+                f"the chain at {url} has the id {found}, not {wanted}: correct chain.rpc"
+            )
+        for contract in (self._deployment.escrow, self._deployment.registry, self._deployment.mcc):
+            if not await self._rpc.has_code(Address(contract)):
+                raise ChainUnavailable(
+                    f"the chain at {url} has no contract at {hex_address(contract)}: "
+                    "correct chain.deployment, or deploy first"
+                )
 
     # ---- blocks -------------------------------------------------------------------------
 

@@ -149,15 +149,17 @@ class Outbox:
             try:
                 height = await self._wire.height()
                 if height != seen or await self._intents.new():
-                    await self.step()
+                    await self.step(height)
                     seen = height
             except ChainUnavailable as error:
                 _log.info("outbox.chain_unavailable", error=str(error))
             await trio.sleep(self._poll_s)
 
-    async def step(self) -> None:
-        """Sign what is new, look for receipts, send and raise what needs it: one pass."""
-        height = await self._wire.height()
+    async def step(self, height: int) -> None:
+        """Sign what is new, look for receipts, send and raise what needs it: one pass at *height*.
+
+        Raises ChainUnavailable; what was done by then stays done.
+        """
         await self._sign_new()
         await self._follow(height)
 
@@ -210,15 +212,13 @@ class Outbox:
         intents = await self._intents.in_flight()
         if not intents:
             return
-        sender = self._identity.address
-        used = await self._wire.nonce(sender)
-        settled = await self._wire.nonce(sender, max(height - self._confirmations, 0))
+        used = await self._wire.nonce(self._identity.address)
         for intent in intents:
             if intent.nonce is None:
                 continue
             if intent.nonce >= used:
                 await self._send(intent, height, is_next=intent.nonce == used)
-            elif not await self._record_mined(intent, height) and intent.nonce < settled:
+            elif not await self._record_mined(intent, height):
                 await self._record_taken(intent, height)
 
     async def _record_mined(self, intent: Intent, height: int) -> bool:
@@ -242,6 +242,10 @@ class Outbox:
 
         Only a long time without a receipt makes it safe to sign the intent for another nonce.
         """
+        confirmed = max(height - self._confirmations, 0)
+        settled = await self._wire.nonce(self._identity.address, confirmed)
+        if intent.nonce is None or intent.nonce >= settled:
+            return
         if intent.taken_at is None:
             _log.warning("outbox.nonce_taken", key=intent.key, nonce=intent.nonce)
             await self._intents.record_taken(intent, height)

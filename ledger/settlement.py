@@ -17,6 +17,9 @@ GIGA = 10**9
 BURN_PPM = 10_000
 """Share of a deposit that the escrow burns at `open`, in parts per million."""
 
+NOBODY_EARNED = merkle.leaf_hash(b"meshd.nobody-earned.v1")
+"""The root of a settlement without receipts: the escrow takes no zero, and no claim fits it."""
+
 AUDIT_PPM = 1_250_000
 """An audit earns 1.25 times the price of the units that it re-executed."""
 
@@ -258,7 +261,7 @@ def _is_first(finding: Finding) -> bool:
 
 
 def _root(claims: Sequence[merkle.ClaimValue]) -> bytes:
-    return merkle.Tree([claim.leaf() for claim in claims]).root if claims else merkle.NOTHING
+    return merkle.Tree([claim.leaf() for claim in claims]).root if claims else NOBODY_EARNED
 
 
 @dataclass(frozen=True)

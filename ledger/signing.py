@@ -1,8 +1,8 @@
 """What a committee member may sign in a job's log: the rules, and the memory they need.
 
 Each rule is needed: tests/unit/test_signing_model.py explores every order of events with a
-liar among the members and a hostile orchestrator, and finds two contradicting final heads as
-soon as one of them is left out.
+liar among the members and a hostile orchestrator, and as soon as one of them is left out finds
+two contradicting final heads, or (one start per term) an entry with two draws to choose from.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
+from weakref import WeakValueDictionary
 
 import structlog
 import trio
@@ -32,6 +33,8 @@ log = structlog.get_logger()
 MAX_TERMS = 64 * 1024
 MAX_PROGRAM = 8 * 1024 * MIB
 RETRY_S = 2.0
+TERMS_S = 10.0
+"""Seconds that the holders of a job's terms have: anybody may be named as one."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Jobs:
         self._ports = ports
         self.records: dict[bytes, JobRecord] = {}
         self._hints: dict[bytes, _Hint] = {}
+        self._views: WeakValueDictionary[bytes, LogView] = WeakValueDictionary()
         self._next_height = 0
         self._changed = trio.Event()
 
@@ -82,6 +86,11 @@ class Jobs:
             nursery.start_soon(self._follow_chain)
             nursery.start_soon(self._fetch_terms)
             task_status.started()
+
+    @property
+    def height(self) -> int | None:
+        """The highest block whose events were seen; None: none yet."""
+        return self._next_height - 1 if self._next_height else None
 
     async def ready(self) -> AsyncIterator[JobRecord]:
         """Yield every job once its log can be followed."""
@@ -225,7 +234,9 @@ class Jobs:
     async def _try_terms(self, record: JobRecord, hint: _Hint) -> None:
         name = hint.announce.terms
         try:
-            await self._ports.network.fetch(name, max_bytes=MAX_TERMS, holders=hint.holders)
+            await self._ports.network.fetch(
+                name, max_bytes=MAX_TERMS, holders=hint.holders, deadline_s=TERMS_S
+            )
             terms = self._ports.domain.open(self._ports.blobs.read(name))
         except (NetworkError, CodecError) as error:
             log.info("terms not had", job=record.id.hex()[:8], why=str(error))
@@ -274,9 +285,13 @@ class Jobs:
             await trio.sleep(RETRY_S)
 
     def view(self, record: JobRecord, plan: InferPlan | None) -> LogView:
-        """Return an empty view of the job's log."""
+        """Return this node's view of the job's log: one for all its roles, empty at first."""
         assert record.started is not None
         assert record.terms is not None
-        terms = record.terms.message
-        genesis = Genesis.from_start(record.started, record.orchestrator, terms.lag)
-        return LogView(Job(self._ports.domain, genesis, terms, plan), self._ports.beacon)
+        view = self._views.get(record.id)
+        if view is None:
+            terms = record.terms.message
+            genesis = Genesis.from_start(record.started, record.orchestrator, terms.lag)
+            view = LogView(Job(self._ports.domain, genesis, terms, plan), self._ports.beacon)
+            self._views[record.id] = view
+        return view

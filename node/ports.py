@@ -32,29 +32,30 @@ class Dispatch:
     """Routes requests to whoever on this node handles that kind of message for that job."""
 
     def __init__(self) -> None:
-        self._handlers: dict[tuple[type[Message], bytes], Handler] = {}
+        self._handlers: dict[tuple[type[Message], bytes], list[Handler]] = {}
 
     @contextmanager
     def on(self, model: type[Message], job_id: bytes, handler: Handler) -> Iterator[None]:
-        """While open, requests of *model* for *job_id* go to *handler*."""
-        key = (model, job_id)
-        previous = self._handlers.get(key)
-        self._handlers[key] = handler
+        """While open, requests of *model* for *job_id* go to *handler*.
+
+        Several roles may handle the same; the one that came last is asked.
+        """
+        handlers = self._handlers.setdefault((model, job_id), [])
+        handlers.append(handler)
         try:
             yield
         finally:
-            if previous is not None:
-                self._handlers[key] = previous
-            else:
-                self._handlers.pop(key, None)
+            handlers.remove(handler)
+            if not handlers and self._handlers.get((model, job_id)) is handlers:
+                del self._handlers[model, job_id]
 
     async def handle(self, signed: Signed[Message]) -> Signed[Message] | None:
         """Answer a request; raises RequestRefused if nobody here handles it."""
         job_id = getattr(signed.message, "job_id", b"")
-        handler = self._handlers.get((type(signed.message), job_id))
-        if handler is None:
+        handlers = self._handlers.get((type(signed.message), job_id))
+        if not handlers:
             raise RequestRefused(f"{signed.message.kind} of this job is not handled here")
-        return await handler(signed)
+        return await handlers[-1](signed)
 
     @asynccontextmanager
     async def serving(

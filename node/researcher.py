@@ -70,6 +70,9 @@ class SubmittedJob:
     view: LogView | None = None
     output: bytes | None = None
     """Blob digest of the output, once it is here."""
+    created: float = 0.0
+    ended: float | None = None
+    """Unix seconds of the submission and of the end."""
 
 
 class Researcher:
@@ -95,7 +98,8 @@ class Researcher:
 
     async def _load(self) -> list[SubmittedJob]:
         rows = await self._ports.store.rows(
-            "select job_id, terms, salt, state, detail from job where submitted=1"
+            "select job_id, terms, salt, state, detail, created, ended, output from job "
+            "where submitted=1 order by created"
         )
         return [
             SubmittedJob(
@@ -104,8 +108,11 @@ class Researcher:
                 salt,
                 JobState(state),
                 detail,
+                output=output,
+                created=created,
+                ended=ended,
             )
-            for job_id, raw, salt, state, detail in rows
+            for job_id, raw, salt, state, detail, created, ended, output in rows
         ]
 
     async def submit(self, terms: JobTerms) -> SubmittedJob:
@@ -123,11 +130,11 @@ class Researcher:
         signed = self._ports.domain.sign(self._ports.identity, terms)
         salt = secrets.token_bytes(32)
         job_id = self._ports.chain.job_id(self._ports.address, signed.digest, salt)
-        job = SubmittedJob(job_id, signed, salt)
+        job = SubmittedJob(job_id, signed, salt, created=self._ports.wall())
         await self._ports.store.execute(
             "insert into job(job_id, terms, salt, researcher, state, created, submitted) "
             "values(?,?,?,?,?,?,1)",
-            (job_id, signed.raw, salt, self._ports.address, job.state.value, self._ports.wall()),
+            (job_id, signed.raw, salt, self._ports.address, job.state.value, job.created),
         )
         self.submitted[job_id] = job
         await self._ports.chain.send(f"open:{job_id.hex()}", _open_call(job))
@@ -168,10 +175,10 @@ class Researcher:
 
     async def _enter(self, job: SubmittedJob, state: JobState, detail: str = "") -> None:
         job.state, job.detail = state, detail
-        ended = self._ports.wall() if state in OVER else None
+        job.ended = self._ports.wall() if state in OVER else None
         await self._ports.store.execute(
-            "update job set state=?, detail=?, ended=? where job_id=?",
-            (state.value, detail, ended, job.id),
+            "update job set state=?, detail=?, ended=?, output=? where job_id=?",
+            (state.value, detail, job.ended, job.output, job.id),
         )
         log.info("job " + state.value, job=job.id.hex()[:8], detail=detail)
         self._changed.set()

@@ -17,7 +17,8 @@ _SCHEMA = """
 create table job(
     job_id blob primary key, terms blob not null, salt blob, researcher blob not null,
     started text, state text not null, detail text not null default '',
-    created real not null, ended real, submitted integer not null default 0) strict;
+    created real not null, ended real, submitted integer not null default 0,
+    output blob) strict;
 create table head(
     job_id blob not null, term integer not null, seq integer not null, raw blob not null,
     certificate blob, primary key(job_id, term, seq)) strict;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
-import {JobEscrow} from "../src/JobEscrow.sol";
+import {IJobEscrow} from "../src/IJobEscrow.sol";
 import {Tree} from "./support/Tree.sol";
 import {Swarm} from "./support/Swarm.sol";
 import {vm} from "./support/Vm.sol";
@@ -54,7 +54,7 @@ contract JobEscrowGasTest is Swarm {
     }
 
     function test_claimManyOf20() public {
-        JobEscrow.Claim[] memory claims = new JobEscrow.Claim[](20);
+        IJobEscrow.Claim[] memory claims = new IJobEscrow.Claim[](20);
         for (uint64 epoch = 1; epoch <= 2; ++epoch) {
             Earning[] memory earnings = _earnings(1000, epoch);
             bytes32[] memory tree = treeOf(jobId, earnings);
@@ -70,7 +70,7 @@ contract JobEscrowGasTest is Swarm {
 
     /// @dev One account with claims in twenty jobs, as an aggregator's or a worker's daemon sends them.
     function test_claimManyOf20Jobs() public {
-        JobEscrow.Claim[] memory claims = new JobEscrow.Claim[](20);
+        IJobEscrow.Claim[] memory claims = new IJobEscrow.Claim[](20);
         bytes32[] memory jobs = new bytes32[](claims.length);
         address[][] memory committees = new address[][](claims.length);
         for (uint256 i; i < claims.length; ++i) {
@@ -134,9 +134,9 @@ contract JobEscrowGasTest is Swarm {
     function _claim(uint64 epoch, bytes32[] memory tree, Earning memory one)
         private
         view
-        returns (JobEscrow.Claim memory)
+        returns (IJobEscrow.Claim memory)
     {
         bytes32[] memory path = Tree.proof(tree, leafOf(jobId, one));
-        return JobEscrow.Claim(jobId, epoch, one.account, one.earned, receiptsRootOf(one.account), path);
+        return IJobEscrow.Claim(jobId, epoch, one.account, one.earned, receiptsRootOf(one.account), path);
     }
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
-import {JobEscrow as E} from "../src/JobEscrow.sol";
+import {IJobEscrow as E} from "../src/IJobEscrow.sol";
+import {JobEscrow} from "../src/JobEscrow.sol";
 import {NodeRegistry as R} from "../src/NodeRegistry.sol";
 import {Swarm} from "./support/Swarm.sol";
 import {vm} from "./support/Vm.sol";
@@ -46,7 +47,7 @@ contract JobEscrowInvariantTest is Swarm {
         passEpoch();
     }
 
-    /// forge-config: default.fuzz.runs = 40
+    /// forge-config: default.fuzz.runs = 24
     function testFuzz_allPotsStayExactWhateverHappens(uint256 seed) public {
         _walk(seed, 120);
         _finish();
@@ -299,7 +300,7 @@ contract JobEscrowInvariantTest is Swarm {
         if (vm.getBlockTimestamp() >= job.claimableAt || escrow.roots(walked.id, uint64(job.lastEpoch)) == 0) {
             return false;
         }
-        court.call(address(escrow), abi.encodeCall(E.voidRoot, (walked.id)));
+        court.call(address(escrow), abi.encodeCall(JobEscrow.voidRoot, (walked.id)));
         walked.honest = false; // what its accounts earned is not in any surviving root
         return true;
     }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
-import {JobEscrow as E} from "../src/JobEscrow.sol";
+import {IJobEscrow as E} from "../src/IJobEscrow.sol";
+import {JobEscrow} from "../src/JobEscrow.sol";
 import {MCC} from "../src/MCC.sol";
 import {Deploy} from "./support/Deploy.sol";
 import {FeeToken} from "./support/Hostile.sol";
@@ -74,7 +75,7 @@ contract JobEscrowTest is Swarm {
 
     function test_aTokenThatKeepsAFeeCannotBeDeposited() public {
         FeeToken fee = new FeeToken();
-        E other = Deploy.jobEscrow(MCC(address(fee)), registry);
+        JobEscrow other = Deploy.jobEscrow(MCC(address(fee)), registry);
         fee.approve(address(other), type(uint256).max);
         uint40 work = workDeadline();
         vm.expectRevert(abi.encodeWithSelector(E.JobEscrowDepositMismatch.selector, CAP, CAP - CAP / 100));

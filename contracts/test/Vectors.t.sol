@@ -2,6 +2,7 @@
 pragma solidity 0.8.37;
 
 import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProof.sol";
+import {IJobEscrow} from "../src/IJobEscrow.sol";
 import {JobEscrow} from "../src/JobEscrow.sol";
 import {Swarm} from "./support/Swarm.sol";
 import {Tree} from "./support/Tree.sol";
@@ -58,7 +59,7 @@ contract VectorsTest is Swarm {
     function _settlement(string memory json, string memory key)
         private
         pure
-        returns (JobEscrow.Settlement memory settlement)
+        returns (IJobEscrow.Settlement memory settlement)
     {
         settlement.jobId = _word(json, string.concat(key, "jobId"));
         settlement.committeeTerm = uint32(vm.parseJsonUint(json, string.concat(key, "committeeTerm")));

@@ -137,7 +137,13 @@ class WorkerShare(TypedDict):
     account: str
     accepted: int
     rejected: int
+    voided: int
+    """Results that were void because the worker was rejected, or its auditors disagreed."""
     leases: int
+    lost: int
+    """Leases without an accepted result whose shard went to another attempt."""
+    finding: str
+    """What its rejection rests on, such as "mismatch"; empty: it was not rejected."""
 
 
 class Escrow(TypedDict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -80,7 +81,7 @@ class Author:
             ]
             self._next_place += len(fresh)
             await self._ports.store.write(
-                lambda db: db.executemany("insert into entry values(?,?,?,?,?)", rows)
+                lambda db: db.executemany("insert or replace into entry values(?,?,?,?,?)", rows)
             )
             if len(self._entries) >= MAX_ENTRIES:
                 await self._close()
@@ -123,10 +124,9 @@ class Author:
                 block_hash=await self._ports.beacon.at(self.live.height),
             )
         )
-        await self._ports.store.execute(
-            "insert into head values(?,?,?,?,null)", (self.job.id, self._term, self._seq, head.raw)
-        )
-        self._pending.append(Batch(head, tuple(self._entries)))
+        batch = Batch(head, tuple(self._entries))
+        await self._ports.store.write(lambda db: _put_batch(db, self.job.id, batch))
+        self._pending.append(batch)
         self._entries = []
         self._seq, self._next_place = self._seq + 1, 0
         await self._begin(self.live.height)
@@ -171,8 +171,8 @@ class Author:
                 self._wake = trio.Event()
                 await self._wake.wait()
             batch = self._pending[0]
-            batches = self.view.log.batches
-            before = batches[-1].certificate if batches else None
+            place = batch.head.message.seq - 2
+            before = self.view.log.batches[place].certificate if place >= 0 else None
             certificate = await collect_certificate(
                 self._ports, self.job, batch, before, self.view.seq
             )
@@ -212,25 +212,28 @@ class Author:
             backoff = min(2 * backoff, MAX_BACKOFF_S)
         start, attached, _ = term_start(self.job.genesis, term, now)
         async with self._lock:
-            again = [e for batch in self._pending for e in batch.entries] + self._entries
-            await self._truncate(start.prev)
+            lost = await self._truncate(start.prev) + self._pending
+            again = [e for batch in lost for e in batch.entries] + self._entries
             self._pending, self._entries = [], []
             self._term, self._seq, self._next_place = term, start.seq, 0
             await self._begin((await self._ports.chain.head()).height)
             again = [entry for entry in again if not isinstance(entry.message, TermStart)]
             await self._append([self._ports.sign(start, attached), *again])
+            self._notify()
         log.info("term begun", job=self.job.id.hex()[:8], term=term, entered_again=len(again))
 
-    async def _truncate(self, prev: bytes) -> None:
-        """Fold anew from the certified batches up to the head *prev*."""
-        self.live = self.view.fresh_state()
-        if prev == self.job.genesis.hash:
-            return
-        for batch in self.view.log.batches:
-            await apply_batch(self.live, batch, self._ports.beacon)
-            if batch.head.digest == prev:
-                return
-        raise LogError(f"job {self.job.id.hex()[:8]}: the voters extend a head that is not here")
+    async def _truncate(self, prev: bytes) -> list[Batch]:
+        """Fold anew from the certified batches up to the head *prev*; return those above it."""
+        batches = self.view.log.batches
+        heads = [self.job.genesis.hash, *(batch.head.digest for batch in batches)]
+        if prev not in heads:
+            raise LogError(f"job {self.job.id.hex()[:8]}: the voters extend a head not known here")
+        kept = heads.index(prev)
+        live = self.view.fresh_state()
+        for batch in batches[:kept]:
+            await apply_batch(live, batch, self._ports.beacon)
+        self.live = live
+        return batches[kept:]
 
     # ---- restart -------------------------------------------------------------------------
 
@@ -264,6 +267,7 @@ class Author:
         self._next_place = len(entries)
         await self._begin(max((await self._ports.chain.head()).height, self.live.height))
         self._entries = [entry for entry in entries if self.live.apply(entry) is None]
+        self._opened_at = trio.current_time()
 
     async def _term_begun_after(self, term: int) -> TermStart | None:
         rows = await self._ports.store.rows(
@@ -282,3 +286,13 @@ class Author:
             (self.job.id, term, seq),
         )
         return tuple(self.job.domain.open(raw) for (raw,) in rows)
+
+
+def _put_batch(db: sqlite3.Connection, job_id: bytes, batch: Batch) -> None:
+    """Put a closed batch on disk: of the entries noted as they came, those that it holds."""
+    message = batch.head.message
+    place = (job_id, message.term, message.seq)
+    db.execute("delete from entry where job_id=? and term=? and seq=?", place)
+    rows = [(*place, i, entry.raw) for i, entry in enumerate(batch.entries)]
+    db.executemany("insert into entry values(?,?,?,?,?)", rows)
+    db.execute("insert into head values(?,?,?,?,null)", (*place, batch.head.raw))

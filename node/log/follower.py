@@ -23,6 +23,8 @@ log = structlog.get_logger()
 
 PULL_S = 2.0
 """Seconds between two questions whether the log has grown, when gossip is silent."""
+ANSWER_S = 2.0
+"""Seconds that a peer has to answer such a question."""
 
 
 class Follower:
@@ -39,6 +41,7 @@ class Follower:
         self._view = view
         self._on_certificate = on_certificate
         self._heard = trio.Event()
+        self._turn = 0
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow until cancelled."""
@@ -69,34 +72,58 @@ class Follower:
         return self._ports.sign(self._view.batch_message(message.after_seq))
 
     async def pull(self) -> None:
-        """Fetch the certified batches that others have and this view lacks."""
-        genesis = self._view.job.genesis
-        sources = [genesis.orchestrator, *genesis.committee]
-        for source in sources:
-            if source == self._ports.address:
-                continue
+        """Fetch the certified batches that others have and this view lacks.
+
+        Asks the orchestrator and, in turn, one member more than it: whoever withholds the log
+        or is dead does not hold this view up.
+        """
+        answered = 0
+        for source in self._sources():
             try:
                 if await self._pull_from(source):
                     return
+                answered += 1
             except (NetworkError, LogError) as error:
                 log.debug("log not pulled", source=source.hex()[:8], why=str(error))
+            if answered == 2:
+                return
+
+    def _sources(self) -> list[Address]:
+        genesis = self._view.job.genesis
+        self._turn += 1
+        turn = self._turn % len(genesis.committee)
+        members = genesis.committee[turn:] + genesis.committee[:turn]
+        sources = dict.fromkeys([genesis.orchestrator, *members])
+        return [source for source in sources if source != self._ports.address]
 
     async def _pull_from(self, source: Address) -> bool:
-        """Take batches from *source*, going back where a term change dropped ours."""
-        job = self._view.job
-        after = self._view.seq
+        """Take batches from *source*; return whether it had any that were not here."""
+        job, view = self._view.job, self._view
+        tip = view.log.tip
+        after = view.seq
         while True:
             request = self._ports.sign(LogRequest(job_id=job.id, after_seq=after))
-            answer = await self._ports.request(source, request, deadline_s=5.0)
+            answer = await self._ports.request(source, request, deadline_s=ANSWER_S)
             if answer is None or not isinstance(answer.message, LogBatch):
                 return False
-            message = answer.message
-            if not message.head:
-                return message.highest_seq >= self._view.seq
+            if not answer.message.head:
+                final = len(view.log.final)
+                if view.log.tip is not tip or not final < after:
+                    return view.log.tip is not tip
+                after = final  # perhaps a later term has dropped what is not final here
+                continue
+            batch = open_batch(job.domain, answer.message)
+            if batch.head.message.seq != after + 1:
+                raise LogError(f"batch {batch.head.message.seq} answers for {after + 1}")
+            if view.holds(batch.head):
+                if batch.head.message.seq >= view.seq:
+                    return view.log.tip is not tip
+                after = batch.head.message.seq
+                continue
             try:
-                await self._view.add(open_batch(job.domain, message))
-                after = self._view.seq
+                await view.add(batch)
+                after = view.seq
             except LogError:
-                if after <= len(self._view.log.final):
+                if after <= len(view.log.final):
                     raise
                 after -= 1

@@ -12,7 +12,6 @@ from meshd.ledger.joblog import (
     Batch,
     LogError,
     check_batch,
-    check_certificate,
     open_as,
 )
 from meshd.ledger.signing import HeadName, SigningRecord, too_late
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+KEEP_S = 10.0
 CHAIN_WAIT_S = 5.0
 """How long a member waits for its own chain to have the block that a head names."""
 
@@ -55,6 +55,8 @@ class Member:
         self._record = SigningRecord()
         self._held: dict[bytes, Batch] = {}
         """Batches signed here that are not known to be certified yet, by their head's digest."""
+        self._stored: set[bytes] = set()
+        """Heads that are on disk with their certificates."""
         self._live = view.fresh_state()
         self._live_tip = self.job.genesis.hash
         self._lock = trio.Lock()
@@ -68,7 +70,9 @@ class Member:
             dispatch.on(LogBatch, self.job.id, self._on_batch),
             dispatch.on(TermRequest, self.job.id, self._on_term_request),
         ):
-            await self._follower.run(task_status=task_status)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_certified)
+                await self._follower.run(task_status=task_status)
 
     # ---- heads ---------------------------------------------------------------------------
 
@@ -135,14 +139,8 @@ class Member:
         batch = self._held.get(certificate.head_hash)
         if batch is None or certificate.job_id != self.job.id:
             return
-        check_certificate(self.job.genesis, batch.head.digest, certificate)
         await self.view.add(Batch(batch.head, batch.entries, certificate))
         self._held.pop(certificate.head_hash, None)
-        message = batch.head.message
-        await self._ports.store.execute(
-            "update head set certificate=? where job_id=? and term=? and seq=?",
-            (encode(certificate), self.job.id, message.term, message.seq),
-        )
 
     async def _check_chain(self, head: Signed[LogHead]) -> None:
         message = head.message
@@ -170,21 +168,35 @@ class Member:
         self._live_tip = batch.head.digest
 
     async def _keep(self, batch: Batch) -> None:
-        """Put a head that is about to be signed on disk, with its entries."""
+        """Put a head that is about to be signed on disk, with its entries and all before it."""
+        fresh = self._not_stored()
         message = batch.head.message
-        place = (self.job.id, message.term, message.seq)
-        entries = [(*place, i, entry.raw) for i, entry in enumerate(batch.entries)]
-        raw = batch.head.raw
 
         def step(db: sqlite3.Connection) -> None:
-            db.execute(
-                "insert into signed values(?,?,?)",
-                (self.job.id, f"head.{message.term}.{message.seq}", raw),
-            )
-            db.execute("insert or ignore into head values(?,?,?,?,null)", (*place, raw))
-            db.executemany("insert or ignore into entry values(?,?,?,?,?)", entries)
+            scope = f"head.{message.term}.{message.seq}"
+            db.execute("insert into signed values(?,?,?)", (self.job.id, scope, batch.head.raw))
+            for known in [*fresh, batch]:
+                _put_batch(db, self.job.id, known)
 
         await self._ports.store.write(step)
+        self._stored.update(known.head.digest for known in fresh)
+
+    async def _keep_certified(self) -> None:
+        """Put what others certified on disk too: the last heads of a log have no successor."""
+        while True:
+            fresh = self._not_stored()
+
+            def step(db: sqlite3.Connection, fresh: list[Batch] = fresh) -> None:
+                for known in fresh:
+                    _put_batch(db, self.job.id, known)
+
+            if fresh:
+                await self._ports.store.write(step)
+                self._stored.update(known.head.digest for known in fresh)
+            await self.view.changed(KEEP_S)
+
+    def _not_stored(self) -> list[Batch]:
+        return [known for known in self.view.log.batches if known.head.digest not in self._stored]
 
     # ---- terms ---------------------------------------------------------------------------
 
@@ -251,6 +263,7 @@ class Member:
     # ---- restart -------------------------------------------------------------------------
 
     async def _load(self) -> None:
+        """Take up what was signed, and the certified batches that are on disk."""
         rows = await self._ports.store.rows(
             "select scope, raw from signed where job_id=?", (self.job.id,)
         )
@@ -258,27 +271,51 @@ class Member:
             if scope.startswith("vote."):
                 self._record.note_vote(int(scope.removeprefix("vote.")))
             elif scope.startswith("head."):
-                await self._load_head(open_as(self.job.domain, raw, LogHead))
+                await self._load_signed(open_as(self.job.domain, raw, LogHead))
+        rows = await self._ports.store.rows(
+            "select raw, certificate from head where job_id=? and certificate is not null "
+            "order by term, seq",
+            (self.job.id,),
+        )
+        for raw, certificate in rows:
+            head = open_as(self.job.domain, raw, LogHead)
+            batch = Batch(head, await self._entries_of(head), open_certificate(certificate))
+            try:
+                await self.view.add(batch)
+            except LogError as error:
+                log.info("stored head waits", job=self.job.id.hex()[:8], why=str(error))
+                continue
+            self._stored.add(head.digest)
+            self._held.pop(head.digest, None)
 
-    async def _load_head(self, head: Signed[LogHead]) -> None:
+    async def _load_signed(self, head: Signed[LogHead]) -> None:
         message = head.message
         name = HeadName(message.term, message.seq, head.digest, message.prev, message.start)
         self._record.note_signed(name)
-        place = (self.job.id, message.term, message.seq)
-        entries = await self._ports.store.rows(
-            "select raw from entry where job_id=? and term=? and seq=? order by place", place
+        self._held[head.digest] = Batch(head, await self._entries_of(head))
+
+    async def _entries_of(self, head: Signed[LogHead]) -> tuple[Signed[Message], ...]:
+        rows = await self._ports.store.rows(
+            "select raw from entry where job_id=? and term=? and seq=? order by place",
+            (self.job.id, head.message.term, head.message.seq),
         )
-        certificates = await self._ports.store.rows(
-            "select certificate from head where job_id=? and term=? and seq=? and "
-            "certificate is not null",
-            place,
-        )
-        batch = Batch(head, tuple(self.job.domain.open(raw) for (raw,) in entries))
-        if not certificates:
-            self._held[head.digest] = batch
+        return tuple(self.job.domain.open(raw) for (raw,) in rows)
+
+
+def _put_batch(db: sqlite3.Connection, job_id: bytes, batch: Batch) -> None:
+    """Put a head and its entries on disk; a certified one in place of another, never the reverse."""
+    message = batch.head.message
+    place = (job_id, message.term, message.seq)
+    where = "job_id=? and term=? and seq=?"
+    known = db.execute(f"select raw from head where {where}", place).fetchone()
+    if known is not None and known[0] != batch.head.raw:
+        if batch.certificate is None:
             return
-        certificate = open_certificate(certificates[0][0])
-        try:
-            await self.view.add(Batch(head, batch.entries, certificate))
-        except LogError as error:
-            log.info("stored head waits", job=self.job.id.hex()[:8], why=str(error))
+        db.execute(f"delete from head where {where}", place)
+        db.execute(f"delete from entry where {where}", place)
+    db.execute("insert or ignore into head values(?,?,?,?,null)", (*place, batch.head.raw))
+    if batch.certificate is not None:
+        certificate = encode(batch.certificate)
+        db.execute(f"update head set certificate=? where {where}", (certificate, *place))
+    entries = [(*place, i, entry.raw) for i, entry in enumerate(batch.entries)]
+    db.executemany("insert or ignore into entry values(?,?,?,?,?)", entries)

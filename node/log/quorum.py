@@ -17,6 +17,8 @@ log = structlog.get_logger()
 
 ASK_S = 0.5
 """Seconds between two requests for the same member's signature."""
+ANSWER_S = 3.0
+"""Seconds after which a request is sent again: a head has few blocks to be signed in."""
 
 
 async def collect_certificate(
@@ -40,7 +42,7 @@ async def collect_certificate(
     async def ask(member: Address) -> None:
         while True:
             try:
-                answer = await ports.request(member, ports.sign(message), deadline_s=10.0)
+                answer = await ports.request(member, ports.sign(message), deadline_s=ANSWER_S)
                 if answer is not None and isinstance(answer.message, HeadSignature):
                     signature = answer.message.signature
                     check_signature(job.genesis, batch.head.digest, member, signature)

@@ -73,8 +73,16 @@ class LogView:
         """The number of the highest certified head."""
         return self.log.tip.message.seq if self.log.tip else 0
 
+    def holds(self, head: Signed[LogHead]) -> bool:
+        """Return whether *head* is in the certified log here."""
+        place = head.message.seq - 1
+        batches = self.log.batches
+        return 0 <= place < len(batches) and batches[place].head.digest == head.digest
+
     async def add(self, batch: Batch) -> None:
         """Append a certified batch and fold what has become final; raises LogError."""
+        if self.holds(batch.head):
+            return
         async with self._lock:
             self.log.add(batch)
             for final in self.log.final[self._folded :]:
@@ -91,8 +99,11 @@ class LogView:
 
     async def audits(self, chain_height: int) -> list[Work]:
         """Return copies of the works with an audit open at *chain_height*."""
-        heights = self.state.needed_beacons(chain_height)
-        beacons = {height: await self.beacon.at(height) for height in sorted(heights)}
+        beacons: dict[int, bytes] = {}
+        # The state may grow while a beacon is awaited: look again until nothing is missing.
+        while missing := self.state.needed_beacons(chain_height) - beacons.keys():
+            for height in sorted(missing):
+                beacons[height] = await self.beacon.at(height)
         return list(self.state.audits_at(chain_height, self.height, beacons))
 
     async def audit_refusal(

@@ -124,6 +124,14 @@ class Worker:
         self._freed.set()
         self._freed = trio.Event()
 
+    async def note_speed(self, units: int, seconds: float) -> None:
+        """Keep the compute units a second of the shard just computed, for the capability."""
+        await self._ports.store.execute(
+            "insert into setting values('units_per_second', ?) "
+            "on conflict(name) do update set value=excluded.value",
+            (str(int(units / max(seconds, 1e-3))),),
+        )
+
     @property
     def ports(self) -> Ports:
         """This node."""
@@ -291,7 +299,9 @@ class _JobWork:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._show_progress, shard, len(rows))
             inputs = await self._inputs(rows)
+            began = trio.current_time()
             packed = await self._ports.executor.infer(self._request(slot, inputs))
+            await self._worker.note_speed(message.units, trio.current_time() - began)
             nursery.cancel_scope.cancel()
         place = ResultPlace(self._record.id, message.shard, self._ports.address)
         commitment = self._ports.sign(

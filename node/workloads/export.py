@@ -11,9 +11,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from meshd.node.workloads.errors import ExportError
+from meshd.node.workloads.errors import ExportError, WorkloadError
 from meshd.node.workloads.export_graph import GraphReader
 from meshd.node.workloads.interpreter import Interpreter, load
+from meshd.node.workloads.program import parse_program
 
 MAX_ROWS: Final = 1 << 16
 
@@ -41,6 +42,8 @@ def export_program(
     try:
         traced = _trace(module, example)
         data = GraphReader(traced, outputs).program()
+        if not training:
+            _need_rows(data)
         _compare(module, data, example, training=training)
     finally:
         module.train(was_training)
@@ -65,6 +68,13 @@ def _trace(module: nn.Module, example: Mapping[str, Tensor]) -> torch.export.Exp
             "call eval() or return the new value"
         )
     return traced
+
+
+def _need_rows(data: bytes) -> None:
+    try:
+        parse_program(data).output_schema.header(1)
+    except WorkloadError as error:
+        raise ExportError(f"{error}; return rows, or export it for training") from error
 
 
 def _compare(

@@ -92,16 +92,20 @@ class GraphReader:
         return self._finish(columns, self._outputs(results))
 
     def _bind_weights(self, nodes: Sequence[FxNode]) -> None:
-        known: dict[tuple[Any, ...], Traced] = {}
+        names: dict[tuple[Any, ...], str] = {}
+        for name, array in {**self._traced.state_dict, **self._traced.constants}.items():
+            if isinstance(array, Tensor):
+                names.setdefault(_storage(array, name), name)
+        known: dict[str, Traced] = {}
         for node in nodes:
-            name = self._weight_of[node.name]
-            array = self._array(name)
-            key = (array.data_ptr(), tuple(array.shape), array.stride(), array.dtype)
-            if array.numel() == 0 or key not in known:
-                known[key] = Traced(Ref(len(self._arrays)), node.meta["val"])
+            own = self._weight_of[node.name]
+            array = self._array(own)
+            name = names[_storage(array, own)]
+            if name not in known:
+                known[name] = Traced(Ref(len(self._arrays)), node.meta["val"])
                 trained = isinstance(array, nn.Parameter) and array.requires_grad
                 self._arrays.append((name, array, trained))
-            self._env[node] = known[key]
+            self._env[node] = known[name]
 
     def _array(self, name: str) -> Tensor:
         found = self._traced.state_dict.get(name, self._traced.constants.get(name))
@@ -318,6 +322,12 @@ def _renumbered(argument: Argument, renumber: Mapping[int, int]) -> Argument:
     return argument
 
 
+def _storage(array: Tensor, name: str) -> tuple[Any, ...]:
+    """Return what tied weights have in common; empty ones share nothing."""
+    shared = (array.data_ptr(), array.stride()) if array.numel() else (name,)
+    return (*shared, tuple(array.shape), array.dtype)
+
+
 def _is_aten(node: FxNode) -> bool:
     """Whether a traced call is one of torch's own operators."""
     return getattr(node.target, "namespace", "") == "aten"
@@ -328,7 +338,7 @@ def _nearest(name: str) -> str:
     if base in _HINTS:
         return f"use {_HINTS[base]}"
     known = sorted({key.partition(".")[0] for key in CONVERSIONS})
-    near = difflib.get_close_matches(base, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(base, known, n=1, cutoff=0.7)
     return f"the nearest that is: {near[0]}" if near else "write it with operators that are"
 
 

@@ -147,8 +147,10 @@ def _ops(names: str, parameters: str, rule: Callable[..., Any], cost: Cost) -> l
 
 _ALL: Final = [
     # Element by element.
-    *_ops("add sub", "x:tensor other:operand alpha:scalar", shapes.combine_scaled, EACH),
-    *_ops("mul pow", "x:tensor other:operand", shapes.combine, EACH),
+    _op("add", "x:tensor other:operand alpha:scalar", shapes.combine_scaled, EACH),
+    _op("sub", "x:tensor other:operand alpha:scalar", shapes.subtract, EACH),
+    _op("mul", "x:tensor other:operand", shapes.combine, EACH),
+    _op("pow", "x:tensor exponent:operand", shapes.power, EACH),
     *_ops("maximum minimum", "x:tensor other:tensor", shapes.combine_two_arrays, EACH),
     _op("div", "x:tensor other:operand rounding:none|floor|trunc", shapes.divide, EACH),
     *_ops("eq ne lt le gt ge", "x:tensor other:operand", shapes.compare, EACH),

@@ -98,6 +98,23 @@ def combine_scaled(x: TensorSpec, other: Operand, alpha: Scalar) -> TensorSpec:
     return result
 
 
+def subtract(x: TensorSpec, other: Operand, alpha: Scalar) -> TensorSpec:
+    """x - alpha * other; neither may be bool."""
+    result = combine_scaled(x, other, alpha)
+    bools = [part for part in (x, other) if isinstance(part, TensorSpec) and part.dtype == "bool"]
+    need(not bools and type(other) is not bool, "bools cannot be subtracted; cast them first")
+    return result
+
+
+def power(x: TensorSpec, exponent: Operand) -> TensorSpec:
+    """x to the power of the exponent; integers to a power that is not negative."""
+    result = combine(x, exponent)
+    need(result.dtype != "bool", "a bool has no powers; cast it first")
+    if not is_float(result) and not isinstance(exponent, TensorSpec):
+        need(exponent >= 0, f"an integer to the power of {exponent}; cast it first")
+    return result
+
+
 def combine_two_arrays(x: TensorSpec, other: TensorSpec) -> TensorSpec:
     """Two arrays, the result in their common dtype."""
     return combine(x, other)
@@ -200,7 +217,7 @@ def cast(x: TensorSpec, dtype: str) -> TensorSpec:
 
 def arange(start: int, end: int, step: int, dtype: str) -> TensorSpec:
     """Numbers from start to before end."""
-    need(step != 0, "the step is 0")
+    need(step != 0 and (end - start) * step >= 0, f"step {step} does not lead to {end}")
     count = max(0, -(-(end - start) // step))
     need(dtype != "bool", "a range cannot be bool")
     return TensorSpec(dtype, (count,))

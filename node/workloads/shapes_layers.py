@@ -125,7 +125,7 @@ def max_pool2d(
 ) -> TensorSpec:
     """The largest of windows of (rows, channels, height, width)."""
     need_float(x)
-    need(x.rank == 4, f"{x} is not (rows, channels, height, width)")
+    need(x.rank == 4 and x.elements > 0, f"{x} is not (rows, channels, height, width)")
     parts = (kernel, stride, padding, dilation)
     need(all(len(part) == 2 for part in parts), "two windows' sizes, strides, paddings are needed")
     sizes: list[int] = []

@@ -9,7 +9,7 @@ from meshd.node.workloads.tensors import Shape, TensorSpec
 
 def reduced(x: TensorSpec, dims: Sequence[int], keepdim: bool) -> Shape:
     """Return the shape that is left when `dims` are reduced."""
-    gone = set(axes(x.rank, dims)) if x.rank else set()
+    gone = set(axes(x.rank, dims))
     need(len(dims) > 0 or x.rank == 0, "no dimension is named; name all of them to reduce all")
     if keepdim:
         return tuple(1 if at in gone else size for at, size in enumerate(x.shape))
@@ -42,10 +42,13 @@ def truth_reduction(x: TensorSpec, dims: Sequence[int], keepdim: bool) -> Tensor
 def variance(x: TensorSpec, dims: Sequence[int], correction: int, keepdim: bool) -> TensorSpec:
     """Variance over dimensions with more elements than the correction."""
     need_float(x)
+    need(x.rank > 0, "a number has no variance")
     count = 1
     for at in axes(x.rank, dims):
         count *= x.shape[at]
-    need(0 <= correction < count, f"correction {correction} for {count} elements")
+    need(
+        0 <= correction < count and x.elements > 0, f"correction {correction} for {count} elements"
+    )
     return TensorSpec(x.dtype, reduced(x, dims, keepdim))
 
 
@@ -57,6 +60,7 @@ def vector_norm(x: TensorSpec, order: Scalar, dims: Sequence[int], keepdim: bool
 
 def argmax(x: TensorSpec, dim: int, keepdim: bool) -> TensorSpec:
     """Where the largest lies along a dimension that is not empty."""
+    need(x.dtype != "bool", "bools have no largest; cast them first")
     _need_elements(x, [dim])
     return TensorSpec("i64", reduced(x, [dim], keepdim))
 
@@ -87,7 +91,7 @@ def diff(x: TensorSpec, dim: int, prepend: TensorSpec | None) -> TensorSpec:
 
 def topk(x: TensorSpec, k: int, dim: int, largest: bool) -> list[TensorSpec]:
     """The k largest or smallest along a dimension, and where they lie."""
-    need(x.rank > 0, "a number has no largest elements")
+    need(x.rank > 0 and x.dtype != "bool", f"{x} has no largest elements")
     at = axis(x.rank, dim)
     need(0 <= k <= x.shape[at], f"{k} of the {x.shape[at]} elements of dimension {at}")
     shape = (*x.shape[:at], k, *x.shape[at + 1 :])

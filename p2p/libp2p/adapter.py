@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import trio
 from libp2p.abc import IHost
@@ -89,24 +90,27 @@ class Libp2pNetwork:
     async def running(self) -> AsyncIterator[None]:
         """Run gossip, discovery and the connector; at the end, part before they stop."""
         async with self._gossip.running(), self._discovery.running():
-            scope = trio.CancelScope()
-            self._nursery.start_soon(self._run, scope)
+            scope, ended = trio.CancelScope(), trio.Event()
+            self._nursery.start_soon(self._run, scope, ended)
             try:
                 yield
             finally:
                 # Peers first: pubsub that stops with peers connected raises in the library.
-                deadline = trio.current_time() + SHUTDOWN_S
-                with trio.CancelScope(deadline=deadline, shield=True):
+                with trio.move_on_after(SHUTDOWN_S):
                     await self._connector.save()
                     scope.cancel()
+                    await ended.wait()
                     await stop_listening(self._host)
                     await self._links.drop_all()
 
-    async def _run(self, scope: trio.CancelScope) -> None:
-        with scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._connector.run)
-                nursery.start_soon(self._discovery.run, self._links)
+    async def _run(self, scope: trio.CancelScope, ended: trio.Event) -> None:
+        try:
+            with scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._connector.run)
+                    nursery.start_soon(self._discovery.run, self._links)
+        finally:
+            ended.set()
 
     # ---- what the parts tell one another --------------------------------------------------
 
@@ -228,15 +232,30 @@ async def open_network(
         raise NetworkError(f"bootstrap peer: {error}") from error
     stats: Counter[str] = Counter()
     host = make_host(identity, settings, stats)
-    failure: Exception | None = None
     listening = listen_at(host, listen)
-    async with trio.open_nursery() as nursery:
-        network = Libp2pNetwork(host, identity, domain, blobs, known, settings, stats, nursery)
-        async with listening, network.running():
-            try:
-                yield network
-            except Exception as error:  # raised again below, outside of the nurseries
-                failure = error
-        nursery.cancel_scope.cancel()
+    stop = trio.Event()
+    failure: Exception | None = None
+
+    async def serve(task_status: Any) -> None:
+        # Shielded: cancelled from outside, the library's tasks would end in disorder and leave
+        # sockets open; they stop in order when the body has ended.
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                network = Libp2pNetwork(
+                    host, identity, domain, blobs, known, settings, stats, nursery
+                )
+                async with listening, network.running():
+                    task_status.started(network)
+                    await stop.wait()
+                nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as outer:
+        try:
+            network = await outer.start(serve)
+            yield network
+        except Exception as error:  # raised again below, outside of the nursery
+            failure = error
+        finally:
+            stop.set()
     if failure is not None:
         raise failure

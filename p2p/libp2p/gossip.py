@@ -24,7 +24,7 @@ from libp2p.tools.anyio_service import background_trio_service
 
 from meshd.p2p.codec import CodecError, Signed
 from meshd.p2p.libp2p.host import NetworkSettings
-from meshd.p2p.libp2p.streams import library_errors
+from meshd.p2p.libp2p.streams import StreamFailure, library_errors
 from meshd.p2p.limits import MAX_GOSSIP, check_gossip
 from meshd.p2p.messages import MIB, Message
 from meshd.p2p.services import Turns
@@ -64,9 +64,9 @@ class _Router(GossipSub):
     def __init__(self, settings: NetworkSettings, stats: Counter[str]) -> None:
         super().__init__(
             protocols=PROTOCOLS,
-            degree=6,
-            degree_low=4,
-            degree_high=12,
+            degree=4,  # small: authors send to all subscribers anyway, the mesh fills gaps
+            degree_low=3,
+            degree_high=8,
             gossip_window=3,
             gossip_history=5,
             heartbeat_initial_delay=0.1,
@@ -98,6 +98,13 @@ class _Router(GossipSub):
             return
         for topic in topic_ids:
             yield from pubsub.peer_topics.get(topic, set()) - {origin}
+
+    def send_rpc(self, peer_id: ID, rpc: rpc_pb2.RPC, priority: bool = False) -> None:
+        """Send without the signed address record, which peers would verify every time."""
+        bare = rpc_pb2.RPC()
+        bare.CopyFrom(rpc)
+        bare.ClearField("senderRecord")
+        super().send_rpc(peer_id, bare, priority)
 
     def _check_spam_protection(self, peer_id: ID, msg: rpc_pb2.Message) -> bool:
         if self.pubsub is not None and peer_id == self.pubsub.my_id:
@@ -194,9 +201,12 @@ class Gossip:
             self._users[topic] -= 1
             if not self._users[topic]:
                 del self._users[topic]
-                with library_errors("unsubscribe"):
-                    await self._pubsub.unsubscribe(topic)
-                    self._pubsub.remove_topic_validator(topic)
+                self._pubsub.remove_topic_validator(topic)
+                try:
+                    with library_errors("unsubscribe"):
+                        await self._pubsub.unsubscribe(topic)
+                except StreamFailure:
+                    self._stats["gossip failed"] += 1
 
     def _validate(self, forwarder: ID, message: rpc_pb2.Message) -> bool:
         """Decide whether *message* is passed on.

@@ -22,7 +22,7 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.protocol_muxer import multiselect_communicator
-from libp2p.stream_muxer.yamux.yamux import MAX_WINDOW_SIZE, Yamux
+from libp2p.stream_muxer.yamux.yamux import MAX_WINDOW_SIZE, Yamux, YamuxStream
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
 from meshd.p2p.libp2p.streams import reset
@@ -38,12 +38,35 @@ BUFFER_LIMIT = MAX_WINDOW_SIZE + 1024 * 1024
 CONNECTION_LIMIT = 4 * MAX_WINDOW_SIZE
 """Unread bytes of all streams of one connection."""
 
+CREDIT_BATCH = 16 * 1024
+"""Bytes read before a stream's window is opened again; windows are 256 KiB at least."""
+
 _log = structlog.get_logger()
 
 
 def bound_negotiation() -> None:
     """Bound what a protocol negotiation may announce, for every host in this process."""
     vars(multiselect_communicator)["read_delim"] = _read_line
+
+
+def batch_window_updates() -> None:
+    """Let yamux return credit for many small reads at once, in this process.
+
+    py-libp2p reads lengths byte by byte and would answer each byte with a frame.
+    """
+    setattr(YamuxStream, _return_credit_now.__name__, _return_credit)
+
+
+_return_credit_now = YamuxStream._auto_tune_and_send_window_update
+
+
+async def _return_credit(stream: YamuxStream, *, bytes_read: int = 0) -> None:
+    owed = vars(stream).get("_owed", 0) + bytes_read
+    if bytes_read > 0 and owed < CREDIT_BATCH:
+        vars(stream)["_owed"] = owed
+        return
+    vars(stream)["_owed"] = 0
+    await _return_credit_now(stream, bytes_read=owed)
 
 
 async def _read_line(reader: Reader) -> bytes:

@@ -23,6 +23,7 @@ from libp2p.network.swarm import Swarm
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.transport.tcp.tcp import TCPListener
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from meshd.p2p.identity import Identity
@@ -31,6 +32,7 @@ from meshd.p2p.libp2p.guard import (
     DialGate,
     InboundGate,
     StreamGuard,
+    batch_window_updates,
     bound_negotiation,
 )
 from meshd.p2p.limits import Slots, is_public
@@ -89,6 +91,7 @@ def make_host(identity: Identity, settings: NetworkSettings, stats: Counter[str]
     """Return a guarded host of *identity* that does not listen yet."""
     quiet_library()
     bound_negotiation()
+    batch_window_updates()
     keys = create_new_key_pair(identity.secret)
     noise = NoiseTransport(keys, noise_privkey=create_x25519_key_pair().private_key)
     config = ConnectionConfig(
@@ -172,6 +175,11 @@ def listen_at(host: IHost, listen: Sequence[str]) -> AbstractAsyncContextManager
 async def stop_listening(host: IHost) -> None:
     """Close the listening sockets of *host*, which the library leaves open when it stops."""
     listeners = cast(Swarm, host.get_network()).listeners
-    for listener in list(listeners.values()):
+    for listener in [cast(TCPListener, value) for value in listeners.values()]:
+        # Taken out first: the library asks them for their addresses with every message.
+        sockets = tuple(listener.listeners)
+        listener.listeners.clear()
         await listener.close()
+        for taken in sockets:
+            await taken.aclose()
     listeners.clear()

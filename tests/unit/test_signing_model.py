@@ -20,7 +20,7 @@ order, forgetting nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -117,10 +117,14 @@ class Member(NamedTuple):
 
 
 class State(NamedTuple):
-    """A moment: phase 2t-1 votes for term t, 2t signs in it, ANY_ORDER both, whatever the term."""
+    """A moment: phase 2t-1 votes for term t, 2t signs in it, ANY_ORDER both, whatever the term.
+
+    `votes`: those for term t, once it is being signed in.
+    """
 
     phase: int
     certified: int
+    votes: tuple[Vote, ...]
     members: tuple[Member, ...]
 
 
@@ -146,9 +150,9 @@ class Rules:
         """Return what a term may start from; *product*: what `term_start` makes of *carried*."""
         return {product}
 
-    def final(self, head: Head, successor: Head) -> bool:
-        """Return whether *head* is final, it and *successor* being certified."""
-        return head.index != GENESIS and head.term == successor.term
+    def final(self, head: Head, successors: list[Head]) -> bool:
+        """Return whether *head* is final, it and *successors* being certified."""
+        return any(successor.term == head.term for successor in successors)
 
 
 class OrderMattersError(Exception):
@@ -170,6 +174,7 @@ class Records:
         self.vote = cache(self._vote)
         self.check_order = cache(self._check_order)
         self.check_past = cache(self._check_past)
+        self.check_barring = cache(self._check_barring)
 
     def _intern(self, record: SigningRecord, signed: int) -> int:
         key = (signed, tuple(sorted(record.starts.items())), record.voted_term)
@@ -208,6 +213,15 @@ class Records:
         heads = (h.index for h in self._tree[1:] if h.term < term)
         if any(self._may_sign(i, head, True, True) for head in heads) or any(
             self._all[i].vote_refusal(earlier) is None for earlier in votes
+        ):
+            raise OrderMattersError
+
+    def _check_barring(self, before: int, after: int) -> None:
+        """Raise OrderMattersError if record *after* would do what *before* it would not."""
+        heads = (h.index for h in self._tree[1:])
+        if any(
+            self._may_sign(after, head, True, True) > self._may_sign(before, head, True, True)
+            for head in heads
         ):
             raise OrderMattersError
 
@@ -304,52 +318,75 @@ class Committee:
 
     def moves(self, state: State) -> Iterator[tuple[str, State]]:
         """Yield what may come next."""
-        term = (state.phase + 1) // 2
         if state.phase == ANY_ORDER:
-            votes, heads = self.terms, self.tree[1:]
-        elif state.phase % 2:
-            votes, heads = range(term, term + 1), []
+            yield from self._signatures(state)
+            for term in self.terms:
+                yield from self._votes(state, term)
+            return
+        if state.phase % 2:
+            yield from self._votes(state, (state.phase + 1) // 2)
         else:
-            votes, heads = range(0), self.in_term[term]
-        if state.phase != ANY_ORDER and state.phase < 2 * self.terms[-1]:
-            yield "", self._closed(state)
-        signed = [self.records.signed[member.record] for member in state.members]
-        offers = [(head, *self._merits(state, head)) for head in heads]
+            yield from self._certificates(state)
+        if state.phase < 2 * self.terms[-1]:
+            yield from self._closed(state)
+
+    def _offers(self, state: State, heads: list[Head]) -> Iterator[tuple[Head, list[int]]]:
+        """Yield each of *heads* that some members may sign, with those."""
+        for head in heads:
+            prev_certified = bool(state.certified >> head.parent & 1)
+            valid = not head.begins or head.parent in self._bases(state, head.term)
+            willing = [
+                i
+                for i, member in enumerate(state.members)
+                if self.records.may_sign(member.record, head.index, prev_certified, valid)
+            ]
+            if willing:
+                yield head, willing
+
+    def _signatures(self, state: State) -> Iterator[tuple[str, State]]:
+        """Yield each signature of one member."""
+        for head, willing in self._offers(state, self.tree[1:]):
+            held = [self.records.signed[m.record] >> head.index & 1 for m in state.members]
+            certified = state.certified | (sum(held) + 2 >= QUORUM) << head.index  # one, the liar
+            for i in willing:
+                if not held[i]:
+                    after = self._with(state, {i: self._signing(state, state.members[i], head)})
+                    yield f"{i} signs {head.text}", after._replace(certified=certified)
+
+    def _certificates(self, state: State) -> Iterator[tuple[str, State]]:
+        """Yield each certificate of the phase's term, by the liar and just enough others."""
+        heads = self.in_term[state.phase // 2]
+        new = [head for head in heads if not state.certified >> head.index & 1]
+        for head, willing in self._offers(state, new):
+            for signers in combinations(willing, QUORUM - 1):
+                changed = {i: self._signing(state, state.members[i], head) for i in signers}
+                certified = state.certified | 1 << head.index
+                after = self._with(state, changed)._replace(certified=certified)
+                yield f"{signers} sign {head.text}", after
+
+    def _votes(self, state: State, term: int) -> Iterator[tuple[str, State]]:
+        """Yield each vote of one member for *term*."""
         for i, member in enumerate(state.members):
-            if i and member == state.members[i - 1]:
-                continue
-            for head, prev_certified, start_valid in offers:
-                if signed[i] >> head.index & 1 or not self.records.may_sign(
-                    member.record, head.index, prev_certified, start_valid
-                ):
-                    continue
-                certified = state.certified
-                if sum(mask >> head.index & 1 for mask in signed) + 2 >= QUORUM:  # liar and i
-                    certified |= 1 << head.index
-                after = self._signing(state, member, head)
-                yield f"{i} signs {head.text}", self._with(state, i, after, certified)
-            for vote_term in votes:
-                for after in self._voting(state, member, vote_term):
-                    text = f"{i} votes for {vote_term} on {self.tree[after.high].text}"
-                    yield text, self._with(state, i, after, state.certified)
+            for after in self._voting(state, member, term):
+                text = f"{i} votes for {term} on {self.tree[after.high].text}"
+                yield text, self._with(state, {i: after})
 
-    def _with(self, state: State, i: int, member: Member, certified: int) -> State:
-        members = (*state.members[:i], member, *state.members[i + 1 :])
-        return State(state.phase, certified, tuple(sorted(members)))
-
-    def _merits(self, state: State, head: Head) -> tuple[bool, bool]:
-        """Return whether the head before *head* is certified, and whether its start is valid."""
-        valid = not head.begins or head.parent in self._bases(state, head.term)
-        return bool(state.certified >> head.parent & 1), valid
+    def _with(self, state: State, changed: dict[int, Member]) -> State:
+        members = (changed.get(i, member) for i, member in enumerate(state.members))
+        return state._replace(members=tuple(sorted(members)))
 
     def _bases(self, state: State, term: int) -> dict[int, int]:
-        votes = sorted(v for member in state.members for v in member.votes if v.term == term)
-        return self.starts.bases(tuple(votes), state.certified) if votes else {}
+        votes = state.votes
+        if state.phase == ANY_ORDER:
+            every = (vote for member in state.members for vote in member.votes)
+            votes = tuple(sorted(vote for vote in every if vote.term == term))
+        return self.starts.bases(votes, state.certified)
 
     def _signing(self, state: State, member: Member, head: Head) -> Member:
         record = self.records.sign(member.record, head.index)
         if state.phase != ANY_ORDER:
             self.records.check_order(record, head.term, True)
+            self.records.check_barring(member.record, record)
         high = self.tree[member.high]
         prev = self.tree[head.parent]
         if state.certified >> prev.index & 1 and self.rules.place(prev) > self.rules.place(high):
@@ -373,43 +410,51 @@ class Committee:
     def _heads(self, mask: int) -> list[Head]:
         return [self.tree[i] for i in bits(mask)]
 
-    def _closed(self, state: State) -> State:
-        """Return *state* in the next phase."""
-        if state.phase % 2:
-            return state._replace(phase=state.phase + 1)
+    def _closed(self, state: State) -> Iterator[tuple[str, State]]:
+        """Yield *state* in the next phase, unless it is one with votes to no purpose."""
         members = []
+        votes: tuple[Vote, ...] = ()
+        if state.phase % 2:
+            votes = tuple(sorted(vote for member in state.members for vote in member.votes))
+            if 0 < len(votes) < self.rules.votes_needed - 1:
+                return
         for member in state.members:
             self.records.check_past(member.record, state.phase // 2)
+            kept = member.kept | self.records.signed[member.record] & state.certified
             high = self.tree[member.high]
-            signed = self._heads((member.kept | self.records.signed[member.record]) & state.certified)
-            kept = sum(1 << h.index for h in signed if self.rules.place(h) > self.rules.place(high))
+            above = (h for h in self._heads(kept) if self.rules.place(h) > self.rules.place(high))
+            kept = sum(1 << head.index for head in above)
             members.append(Member(self.records.fresh, high.index, kept, ()))
-        return State(state.phase + 1, state.certified, tuple(sorted(members)))
+        yield "", State(state.phase + 1, state.certified, votes, tuple(sorted(members)))
 
     # ---- what must never be ----------------------------------------------------------------
 
     def _contradiction(self, certified: int) -> str | None:
         """Return two final heads of which neither is before the other, None if there are none."""
         heads = self._heads(certified)
-        final = {
-            h.parent
-            for h in heads
-            if certified >> h.parent & 1 and self.rules.final(self.tree[h.parent], h)
-        }
-        for a, b in combinations(sorted(final), 2):
-            if not (self.tree[a].line >> b & 1 or self.tree[b].line >> a & 1):
-                return f"final are both {self.tree[a].text} and {self.tree[b].text}"
+        final = [
+            head
+            for head in heads[1:]
+            if self.rules.final(head, [h for h in heads if h.parent == head.index])
+        ]
+        for a, b in combinations(final, 2):
+            if not (a.line >> b.index & 1 or b.line >> a.index & 1):
+                return f"final are both {a.text} and {b.text}"
         return None
 
     def redraw(self, state: State) -> str | None:
-        """Return a certified head that a term drops without declaring it lost, None if none is.
+        """Return two certified heads that can hold one entry, neither declared lost for the other.
 
-        What such a head held is entered again, and would have a second draw instead of the first.
+        A commitment in both would have two draws to choose from.
         """
         for head in self.tree[1:]:
-            if head.begins and any(
-                self.records.signed[m.record] >> head.index & 1 for m in state.members
-            ):
+            if not any(self.records.signed[m.record] >> head.index & 1 for m in state.members):
+                continue
+            rivals = state.certified & ~head.line if state.certified >> head.index & 1 else 0
+            for rival in self._heads(rivals):
+                if rival.term == head.term and not rival.line >> head.index & 1:
+                    return f"certified are both {head.text} and {rival.text}"
+            if head.begins:
                 prev = self.tree[head.parent]
                 lost = self._bases(state, head.term).get(prev.index, 0) | prev.line
                 for dropped in self._heads(state.certified & ~lost):
@@ -426,11 +471,14 @@ class Outcome(NamedTuple):
     certified: set[int]
 
 
-def explore(rules: Rules, bound: Bound, *, in_order: bool = True) -> Outcome:
-    """Visit every state within *bound*, until something is wrong."""
+def explore(rules: Rules, bound: Bound, *, draws: bool = True, in_order: bool = True) -> Outcome:
+    """Visit every state within *bound*, until two final heads contradict each other.
+
+    *draws*: or until an entry can have a second draw unnoticed.
+    """
     committee = Committee(rules, bound)
     member = Member(committee.records.fresh, GENESIS, 0, ())
-    first = State(0 if in_order else ANY_ORDER, 1 << GENESIS, (member,) * HONEST)
+    first = State(0 if in_order else ANY_ORDER, 1 << GENESIS, (), (member,) * HONEST)
     came: dict[State, tuple[State, str] | None] = {first: None}
     queue = deque([first])
     certified = set()
@@ -438,15 +486,17 @@ def explore(rules: Rules, bound: Bound, *, in_order: bool = True) -> Outcome:
         while queue:
             state = queue.popleft()
             certified.add(state.certified)
-            wrong = committee.contradiction(state.certified) or committee.redraw(state)
-            if wrong:
+            wrong = committee.contradiction(state.certified)
+            if wrong is None and draws:
+                wrong = committee.redraw(state)
+            if wrong is not None:
                 return Outcome(len(came), f"{wrong}: {story(came, state)}", certified)
             for text, after in committee.moves(state):
                 if after not in came:
                     came[after] = state, text
                     queue.append(after)
     except OrderMattersError:
-        return explore(rules, bound, in_order=False)
+        return explore(rules, bound, draws=draws, in_order=False)
     return Outcome(len(came), "", certified)
 
 
@@ -459,3 +509,184 @@ def story(came: dict[State, tuple[State, str] | None], state: State) -> str:
         texts.append(text)
         step = came[state]
     return "; ".join(text for text in reversed(texts) if text)
+
+
+# ---- the rules, each left out ------------------------------------------------------------------
+
+
+class SignsOnAnyPrev(SigningRecord):
+    """Signs a head whatever is known of the one before."""
+
+    def refusal(self, head: HeadName, *, prev_certified: bool, start_valid: bool) -> str | None:
+        """Leave out whether `prev` is certified."""
+        return super().refusal(head, prev_certified=True, start_valid=start_valid)
+
+
+class SignsAnyStart(SigningRecord):
+    """Signs a head whether its term was voted for or not."""
+
+    def refusal(self, head: HeadName, *, prev_certified: bool, start_valid: bool) -> str | None:
+        """Leave out whether the start is valid."""
+        return super().refusal(head, prev_certified=prev_certified, start_valid=True)
+
+
+class SignsTwoHeads(SigningRecord):
+    """Signs several heads of one (term, seq)."""
+
+    def refusal(self, head: HeadName, *, prev_certified: bool, start_valid: bool) -> str | None:
+        """Leave out what was signed there."""
+        lax = SigningRecord({}, self.starts, self.voted_term)
+        return lax.refusal(head, prev_certified=prev_certified, start_valid=start_valid)
+
+
+class SignsTwoStarts(SigningRecord):
+    """Signs under several starts of one term."""
+
+    def refusal(self, head: HeadName, *, prev_certified: bool, start_valid: bool) -> str | None:
+        """Leave out under what start was signed."""
+        lax = SigningRecord(self.signed, {**self.starts, head.term: head.start}, self.voted_term)
+        return lax.refusal(head, prev_certified=prev_certified, start_valid=start_valid)
+
+
+class SignsInAnyTerm(SigningRecord):
+    """Signs in a term after a vote or a signature in a higher one."""
+
+    def refusal(self, head: HeadName, *, prev_certified: bool, start_valid: bool) -> str | None:
+        """Leave out higher terms."""
+        starts = {term: start for term, start in self.starts.items() if term <= head.term}
+        lax = SigningRecord(self.signed, starts)
+        return lax.refusal(head, prev_certified=prev_certified, start_valid=start_valid)
+
+
+class OnAnyPrev(Rules):
+    """Left out: the head before must be certified."""
+
+    record = SignsOnAnyPrev
+
+
+class AnyStart(Rules):
+    """Left out: a term needs a start that follows from votes."""
+
+    record = SignsAnyStart
+
+
+class TwoHeads(Rules):
+    """Left out: one head per (term, seq)."""
+
+    record = SignsTwoHeads
+
+
+class TwoStarts(Rules):
+    """Left out: one start per term."""
+
+    record = SignsTwoStarts
+
+
+class AnyTerm(Rules):
+    """Left out: no lower term after a vote."""
+
+    record = SignsInAnyTerm
+
+
+class FewVotes(Rules):
+    """Left out: a start takes a quorum of votes. One honest vote and the liar's will do."""
+
+    votes_needed = QUORUM - 1
+
+
+class AnyBase(Rules):
+    """Left out: a term starts from the highest head among its votes. Any of them will do."""
+
+    def bases(self, product: int, carried: set[Head]) -> set[int]:
+        """Return them all."""
+        return {head.index for head in carried}
+
+
+class StaleVotes(Rules):
+    """Left out: a vote carries the highest certified head that its voter knows."""
+
+    def carries(self, known: Head, head: Head) -> bool:
+        """Take any."""
+        return True
+
+
+class SilentVotes(Rules):
+    """Left out: a vote lists the heads signed above the one it carries."""
+
+    def lists(self, high: Head, head: Head) -> bool:
+        """List none."""
+        return False
+
+
+class AnySuccessor(Rules):
+    """Left out: a final head's successor is of the same term."""
+
+    def final(self, head: Head, successors: list[Head]) -> bool:
+        """Take any successor."""
+        return bool(successors)
+
+
+class NoSuccessor(Rules):
+    """Left out: a final head has a certified successor."""
+
+    def final(self, head: Head, successors: list[Head]) -> bool:
+        """Ask for none."""
+        return True
+
+
+FEW_TERMS, LONG, VARIED = Bound(1, 4, 1), Bound(2, 3, 1), Bound(2, 2, 2)
+MANY_TERMS = Bound(3, 2, 1)
+SMALL, SMALL_VARIED = Bound(1, 2, 1), Bound(1, 2, 2)
+
+
+@pytest.mark.parametrize("bound", [FEW_TERMS, LONG, VARIED, MANY_TERMS], ids=str)
+def test_no_two_final_heads_contradict_and_no_entry_is_redrawn_in_silence(
+    bound: Bound, record_property: Callable[[str, object], None]
+) -> None:
+    outcome = explore(Rules(), bound)
+    record_property("states", outcome.states)
+    assert outcome.wrong == ""
+    assert outcome.states > 1000
+
+
+@pytest.mark.parametrize(
+    ("rules", "bound"),
+    [
+        (OnAnyPrev, SMALL),
+        (AnyStart, SMALL),
+        (TwoHeads, SMALL_VARIED),
+        (AnyTerm, SMALL),
+        (FewVotes, SMALL),
+        (AnyBase, SMALL),
+        (StaleVotes, SMALL),
+        (NoSuccessor, SMALL),
+        (AnySuccessor, MANY_TERMS),
+    ],
+)
+def test_final_heads_contradict_each_other_without(rules: type[Rules], bound: Bound) -> None:
+    outcome = explore(rules(), bound, draws=False)
+    assert outcome.wrong.startswith("final are both")
+
+
+@pytest.mark.parametrize(
+    ("rules", "wrong"), [(TwoStarts, "certified are both"), (SilentVotes, "in silence")]
+)
+def test_an_entry_can_have_a_second_draw_without(rules: type[Rules], wrong: str) -> None:
+    outcome = explore(rules(), Bound(1, 3, 1))
+    assert wrong in outcome.wrong
+
+
+def test_taking_the_terms_in_order_leaves_out_no_set_of_certified_heads() -> None:
+    bound = Bound(1, 3, 1)
+    in_order = explore(Rules(), bound)
+    in_any_order = explore(Rules(), bound, in_order=False)
+    assert in_order.certified == in_any_order.certified
+    assert in_order.wrong == in_any_order.wrong == ""
+
+
+def test_a_record_that_takes_terms_in_any_order_is_explored_in_any_order() -> None:
+    records = Records(SignsInAnyTerm, grow_tree(SMALL), range(1, 2))
+    voted = records.vote(records.fresh, 1)
+    assert voted is not None
+    with pytest.raises(OrderMattersError):
+        records.check_order(voted, 1, False)

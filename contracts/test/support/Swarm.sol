@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
+import {IJobEscrow} from "../../src/IJobEscrow.sol";
 import {JobEscrow} from "../../src/JobEscrow.sol";
 import {MCC} from "../../src/MCC.sol";
 import {NodeRegistry} from "../../src/NodeRegistry.sol";
@@ -131,9 +132,9 @@ abstract contract Swarm is Assert {
     function settlementOf(bytes32 jobId, uint64 epoch, bytes32 root, uint256 total, bool isFinal)
         internal
         pure
-        returns (JobEscrow.Settlement memory)
+        returns (IJobEscrow.Settlement memory)
     {
-        return JobEscrow.Settlement({
+        return IJobEscrow.Settlement({
             jobId: jobId,
             committeeTerm: 0,
             epoch: epoch,
@@ -149,7 +150,7 @@ abstract contract Swarm is Assert {
     }
 
     /// @dev Signatures of the members in the bitmap, in committee order.
-    function sign(JobEscrow.Settlement memory settlement, address[] memory committee, uint256 bitmap)
+    function sign(IJobEscrow.Settlement memory settlement, address[] memory committee, uint256 bitmap)
         internal
         view
         returns (bytes memory signatures)
@@ -171,13 +172,13 @@ abstract contract Swarm is Assert {
         return (1 << ((2 * committee.length + 2) / 3)) - 1;
     }
 
-    function anchor(JobEscrow.Settlement memory settlement, address[] memory committee) internal {
+    function anchor(IJobEscrow.Settlement memory settlement, address[] memory committee) internal {
         uint256 bitmap = quorumBitmap(committee);
         escrow.anchor(settlement, committee, bitmap, sign(settlement, committee, bitmap));
     }
 
     function expectAnchorRevert(
-        JobEscrow.Settlement memory settlement,
+        IJobEscrow.Settlement memory settlement,
         address[] memory committee,
         bytes memory reason
     ) internal {
@@ -247,20 +248,20 @@ abstract contract Swarm is Assert {
     function claimOf(bytes32 jobId, uint64 epoch, Earning[] memory earnings, uint256 index)
         internal
         pure
-        returns (JobEscrow.Claim memory)
+        returns (IJobEscrow.Claim memory)
     {
         Earning memory one = earnings[index];
         bytes32[] memory path = Tree.proof(treeOf(jobId, earnings), leafOf(jobId, one));
-        return JobEscrow.Claim(jobId, epoch, one.account, one.earned, receiptsRootOf(one.account), path);
+        return IJobEscrow.Claim(jobId, epoch, one.account, one.earned, receiptsRootOf(one.account), path);
     }
 
-    function claim(JobEscrow.Claim memory one) internal returns (uint256) {
+    function claim(IJobEscrow.Claim memory one) internal returns (uint256) {
         return escrow.claim(one.jobId, one.epoch, one.account, one.earned, one.receiptsRoot, one.proof);
     }
 
     /// @dev deposited = burnt + paid + refunded + what is still in the pot, to the last unit.
     function assertExact(bytes32 jobId, uint256 inPot) internal view {
-        JobEscrow.JobView memory job = escrow.job(jobId);
+        IJobEscrow.JobView memory job = escrow.job(jobId);
         assertEq(job.cap, job.burnt + job.paid + job.refunded + inPot, "deposited");
     }
 }
