@@ -258,15 +258,18 @@ class Work:
         self._decide(finding, track, height)
         return None
 
-    def on_reveal(self, entry: Signed[Reveal]) -> str | None:
-        """Take an auditor's opened verdict; return why it has no effect, None if it has."""
+    def on_reveal(self, entry: Signed[Reveal], *, ended: bool = False) -> str | None:
+        """Take an auditor's opened verdict; return why it has no effect, None if it has.
+
+        Once the job has *ended* nobody audits any more.
+        """
         message = entry.message
         for finding in self.findings:
             if finding.verdict is None or finding.verdict.digest != message.verdict_commit:
                 continue
             if finding.reveal is not None or entry.signer != finding.auditor:
                 return "revealed already, or by another"
-            if not self.may_reveal(finding):
+            if not self.may_reveal(finding, ended=ended):
                 return "too early: a later auditor could copy it"
             expected = draws.salted_verdict(
                 message.salt,
@@ -281,8 +284,10 @@ class Work:
             return None
         return "no such verdict"
 
-    def may_reveal(self, finding: Finding) -> bool:
+    def may_reveal(self, finding: Finding, *, ended: bool = False) -> bool:
         """Return whether no auditor is left whom *finding*'s own rows could help to be lazy."""
+        if ended:
+            return True
         if self.track is not None:
             return self.track.verdict is not None and finding in self.findings
         if self.status is Status.ACCEPTED and not self.second_decided:
@@ -314,19 +319,27 @@ class Work:
                 self.status, self.accepted_height = Status.ACCEPTED, height
             return
         objections = [f for f in self.findings if f.result is not AuditResult.ACCEPTED]
-        silent = AuditResult.SILENT in (f.result for f in objections)
-        agreed = {f.attestation.digest for f in objections[:-1]}
-        if silent or finding.attestation.message.agrees_with in agreed:
-            for other in self.findings:
-                other.in_majority = (
-                    silent
-                    or other is finding
-                    or other.attestation.digest == finding.attestation.message.agrees_with
-                    or other.result is AuditResult.ACCEPTED
-                )
-            self._reject(finding)
-        elif not self._confirm(track, height):
+        agreeing = self._agreeing(finding, objections)
+        if len(agreeing) < 2 and self._confirm(track, height):
+            return
+        if len(agreeing) < 2 and any(f.result is AuditResult.SILENT for f in objections):
+            agreeing = objections  # nobody is left to ask, and it did not open to all
+        if len(agreeing) < 2:
             self._void("its auditors found different results")
+            return
+        for other in objections:
+            other.in_majority = other in agreeing
+        self._reject(finding)
+
+    @staticmethod
+    def _agreeing(finding: Finding, objections: list[Finding]) -> list[Finding]:
+        """Return *finding* and the objections that say the same: nothing opened, or own rows
+        that equal those of *finding*'s auditor.
+        """
+        if finding.result is AuditResult.SILENT:
+            return [f for f in objections if f.result is AuditResult.SILENT]
+        same = finding.attestation.message.agrees_with
+        return [f for f in objections if f is finding or f.attestation.digest == same]
 
     def _confirm(self, track: Track, height: int) -> bool:
         done = {finding.auditor for finding in self.findings}

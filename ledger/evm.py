@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Any, cast
 
 import httpx
 import trio
@@ -78,11 +78,13 @@ class TrioProvider(AsyncJSONBaseProvider):
             if response.status_code != 200:
                 raise self._unavailable(f"answered with status {response.status_code}")
             parts, size = [], 0
-            async for part in response.aiter_bytes():
-                parts.append(part)
-                size += len(part)
-                if size > MAX_ANSWER:
-                    raise self._unavailable(f"answered with over {MAX_ANSWER} bytes")
+            body_parts = cast(AsyncGenerator[bytes, None], response.aiter_bytes())
+            async with aclosing(body_parts):
+                async for part in body_parts:
+                    parts.append(part)
+                    size += len(part)
+                    if size > MAX_ANSWER:
+                        raise self._unavailable(f"answered with over {MAX_ANSWER} bytes")
         return b"".join(parts)
 
     def _unavailable(self, what: str) -> ChainUnavailable:
@@ -111,10 +113,11 @@ class EvmRpc:
     def _talking(self) -> Iterator[None]:
         try:
             yield
-        except Web3Exception as error:
+        # web3 raises the built-in ones where an answer is not of the form that it expects
+        except (Web3Exception, ValueError, TypeError, KeyError, AttributeError) as error:
+            what = f"answered {type(error).__name__}: {error}"[:300]
             raise ChainUnavailable(
-                f"the chain at {self.url} answered {error}"[:300]
-                + ": check chain.rpc and the deployment"
+                f"the chain at {self.url} {what}: check chain.rpc and the deployment"
             ) from error
 
     async def chain_id(self) -> int:
@@ -166,19 +169,19 @@ class EvmRpc:
 
     async def gas(self, sender: Address, transaction: Transaction) -> int | None:
         """Return the gas that *transaction* needs; None if it would fail now."""
-        try:
-            return int(await self._eth.estimate_gas(_fields(sender, transaction)))
-        except Web3Exception:
-            return None
+        with self._talking():
+            try:
+                return int(await self._eth.estimate_gas(_fields(sender, transaction)))
+            except (ContractLogicError, Web3RPCError):
+                return None
 
     async def broadcast(self, raw: bytes) -> str | None:
         """Send a signed transaction; return the refusal if there is one."""
-        try:
-            await self._eth.send_raw_transaction(raw)
-        except Web3RPCError as error:
-            return _message(error)
-        except Web3Exception as error:
-            return str(error)
+        with self._talking():
+            try:
+                await self._eth.send_raw_transaction(raw)
+            except Web3RPCError as error:
+                return _message(error)
         return None
 
     async def mined(self, tx: bytes) -> Mined | None:
@@ -203,12 +206,13 @@ class EvmRpc:
         It is executed again after that block and, if it succeeds there, before it.
         """
         for at in (height, height - 1):
-            try:
-                await self._eth.call(_fields(sender, transaction), at)
-            except ContractLogicError as error:
-                return error_name(CONTRACTS, _revert_data(error))
-            except Web3RPCError as error:
-                return _message(error)
+            with self._talking():
+                try:
+                    await self._eth.call(_fields(sender, transaction), at)
+                except ContractLogicError as error:
+                    return error_name(CONTRACTS, _revert_data(error))
+                except Web3RPCError as error:
+                    return _message(error)
         return "it failed in its block, and would not fail now: it may have run out of gas"
 
     async def read(

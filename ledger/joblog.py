@@ -139,7 +139,7 @@ def open_vote(domain: Domain, genesis: Genesis, raw: bytes) -> VoteContent:
     if message.high != genesis.hash:
         if len(attached) < 2:
             raise LogError("vote does not attach its highest head and certificate")
-        high = open_as(domain, attached.pop(0), LogHead)
+        high = _earlier_head(domain, genesis, attached.pop(0), message.term)
         if high.digest != message.high:
             raise LogError("vote attaches another head than its highest")
         try:
@@ -147,10 +147,20 @@ def open_vote(domain: Domain, genesis: Genesis, raw: bytes) -> VoteContent:
         except CodecError as error:
             raise LogError(str(error)) from error
         check_certificate(genesis, high.digest, cast(Certificate, certificate))
-    signed = tuple(open_as(domain, item, LogHead) for item in attached)
+    signed = tuple(_earlier_head(domain, genesis, item, message.term) for item in attached)
     if tuple(head.digest for head in signed) != message.signed:
         raise LogError("vote attaches other heads than it lists")
     return VoteContent(vote, high, signed)
+
+
+def _earlier_head(domain: Domain, genesis: Genesis, raw: bytes, term: int) -> Signed[LogHead]:
+    """Open a head of this job from a term before *term*; a liar may list any frame it likes."""
+    head = open_as(domain, raw, LogHead)
+    if head.signer != genesis.orchestrator or head.message.job_id != genesis.job_id:
+        raise LogError("vote attaches a head that is not this job's")
+    if head.message.term >= term:
+        raise LogError(f"vote for term {term} attaches a head of term {head.message.term}")
+    return head
 
 
 def _place(head: Signed[LogHead] | None) -> tuple[int, int]:
@@ -232,9 +242,11 @@ def check_batch(
             raise LogError("a term start is not the first entry of its batch")
     term = prev.message.term if prev else 0
     start = prev.message.start if prev else genesis.start
-    if head.term == term and head.start == start:
-        return
     first = batch.entries[0] if batch.entries else None
+    if head.term == term and head.start == start:
+        if first is not None and isinstance(first.message, TermStart):
+            raise LogError(f"head {head.term}.{head.seq} starts its term a second time")
+        return
     if first is None or not isinstance(first.message, TermStart) or head.term <= term:
         raise LogError(f"head {head.term}.{head.seq} changes the term without a term start")
     check_term_start(domain, genesis, cast(Signed[TermStart], first))
@@ -246,12 +258,17 @@ def check_batch(
 
 
 class JobLog:
-    """A checked copy of one job's certified batches."""
+    """A checked copy of one job's certified batches.
+
+    A late head of a lower term may still become certified, so batches form a tree; the log is
+    the branch whose tip is highest by (term, seq). What is final is on every such branch.
+    """
 
     def __init__(self, domain: Domain, genesis: Genesis) -> None:
         self.domain = domain
         self.genesis = genesis
         self.batches: list[Batch] = []
+        self._known: dict[bytes, Batch] = {}
         self._final = 0
 
     @property
@@ -264,30 +281,56 @@ class JobLog:
         """The batches that no term change can drop."""
         return self.batches[: self._final]
 
-    def add(self, batch: Batch) -> int:
-        """Append a certified batch; return how many batches it displaced (by a higher term).
+    def known(self, digest: bytes) -> Batch | None:
+        """Return the certified batch whose head is *digest*, on whatever branch."""
+        return self._known.get(digest)
 
-        A batch that is here already displaces nothing and changes nothing. Raises LogError if
-        it is not certified, does not fit, or contradicts a final one.
+    def branch(self, digest: bytes) -> list[Batch]:
+        """Return the batches up to the head *digest* (the genesis: none), oldest first.
+
+        Raises LogError if that head is not here.
+        """
+        branch = []
+        while digest != self.genesis.hash:
+            batch = self._known.get(digest)
+            if batch is None:
+                raise LogError(f"head {digest.hex()[:16]} is not here")
+            branch.append(batch)
+            digest = batch.head.message.prev
+        return branch[::-1]
+
+    def add(self, batch: Batch) -> None:
+        """Take a certified batch; one that is here already changes nothing.
+
+        Raises LogError if it is not certified, does not fit on what is here, or contradicts
+        what is final.
         """
         head = batch.head
+        name = f"{head.message.term}.{head.message.seq}"
+        if head.digest in self._known:
+            return
         if batch.certificate is None:
-            raise LogError(f"head {head.message.term}.{head.message.seq} has no certificate")
-        place = head.message.seq - 1
-        if place > len(self.batches):
-            raise LogError(f"head {head.message.seq} comes before {len(self.batches) + 1}")
-        if place < len(self.batches):
-            held = self.batches[place].head
-            if held.digest == head.digest:
-                return 0
-            if place < self._final or head.message.term <= held.message.term:
-                raise LogError(f"another head is certified at {head.message.seq}")
+            raise LogError(f"head {name} has no certificate")
         check_certificate(self.genesis, head.digest, batch.certificate)
-        prev = self.batches[place - 1].head if place else None
-        check_batch(self.domain, self.genesis, prev, batch)
-        displaced = len(self.batches) - place
-        del self.batches[place:]
-        self.batches.append(batch)
-        if prev and prev.message.term == head.message.term:
-            self._final = place
-        return displaced
+        prev = self._known.get(head.message.prev)
+        if prev is None and head.message.prev != self.genesis.hash:
+            raise LogError(f"the head before {name} is not here")
+        check_batch(self.domain, self.genesis, prev.head if prev else None, batch)
+        self._known[head.digest] = batch
+        if _place(head) > _place(self.tip):
+            self._go_to(head)
+
+    def _go_to(self, head: Signed[LogHead]) -> None:
+        """Make the branch of *head* the log."""
+        if not self.batches or head.message.prev == self.batches[-1].head.digest:
+            self.batches.append(self._known[head.digest])
+        else:
+            branch = self.branch(head.digest)
+            if [b.head.digest for b in branch[: self._final]] != [
+                b.head.digest for b in self.final
+            ]:
+                raise LogError(f"head {head.message.term}.{head.message.seq} drops a final one")
+            self.batches = branch
+        prev = self.batches[-2].head if len(self.batches) > 1 else None
+        if prev is not None and prev.message.term == head.message.term:
+            self._final = len(self.batches) - 1

@@ -23,6 +23,7 @@ from meshd.p2p.messages import (
     Commitment,
     Cut,
     JobEnd,
+    JobEndReason,
     JobTerms,
     LeaseAccept,
     LeaseEnd,
@@ -179,8 +180,18 @@ class JobState:
             case Cut() as message:
                 return self._cut(message)
             case _:
-                self.end = cast(Signed[JobEnd], entry)
-                return None
+                return self._job_end(cast(Signed[JobEnd], entry))
+
+    def _job_end(self, entry: Signed[JobEnd]) -> str | None:
+        reason = entry.message.reason
+        if reason not in list(JobEndReason):
+            return f"unknown reason {reason}"
+        if reason == JobEndReason.COMPLETE and not (self.complete and self.audited):
+            return "not every shard is accepted and audited"
+        if reason == JobEndReason.STOPPED and self.stop is None:
+            return "the researcher has not stopped the job"
+        self.end = entry
+        return None
 
     def _by_auditor(self, entry: Signed[Message]) -> str | None:
         match entry.message:
@@ -204,7 +215,7 @@ class JobState:
                 judged = self._judged.get(message.verdict_commit)
                 if judged is None:
                     return "no such verdict"
-                return judged.on_reveal(cast(Signed[Reveal], entry))
+                return judged.on_reveal(cast(Signed[Reveal], entry), ended=self.end is not None)
             case _:
                 return f"{entry.message.kind} has no effect in this kind of job"
 
@@ -351,6 +362,8 @@ class JobState:
             return f"cut has epoch {message.epoch}, not {self.book.epoch + 1}"
         if message.payee == NOBODY:
             return "cut names no payee"
+        if self.book.closed:
+            return "everything is settled"
         self.book.cut(
             list(self.works.values()),
             payee=Address(message.payee),
@@ -362,13 +375,14 @@ class JobState:
 
     def close_without_end(self) -> None:
         """Enter everything that passed, as if the job ended here: its deadline is over."""
-        self.book.cut(
-            list(self.works.values()),
-            payee=self.genesis.orchestrator,
-            signer=self.genesis.orchestrator,
-            seq=self.seq,
-            ended=True,
-        )
+        while not self.book.closed:
+            self.book.cut(
+                list(self.works.values()),
+                payee=self.genesis.orchestrator,
+                signer=self.genesis.orchestrator,
+                seq=self.seq,
+                ended=True,
+            )
 
     def overdue(self, log_height: int, height: int) -> bool:
         """Return whether an auditor's time, running at *log_height* (the highest certified
@@ -395,6 +409,11 @@ class JobState:
             for work in self.works.values()
             for finding in work.findings
         )
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard has an accepted work."""
+        return all(self.shard_done(shard) is not None for shard in range(self.terms.shards))
 
     def shard_done(self, shard: int) -> Work | None:
         """Return the accepted work of a shard, if it has one."""

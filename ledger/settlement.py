@@ -52,9 +52,14 @@ class Book:
         return len(self.epochs)
 
     @property
+    def closed(self) -> bool:
+        """Whether the last cut was made: nothing can be entered any more."""
+        return bool(self.finals) and self.finals[-1]
+
+    @property
     def pot(self) -> int:
         """What the escrow can pay in all."""
-        return self.terms.cap - self.terms.cap * BURN_PPM // draws.PPM
+        return self.terms.cap + -self.terms.cap * BURN_PPM // draws.PPM
 
     def payable(self, works: Sequence[Work], *, ended: bool) -> list[Work]:
         """Return what may enter a settlement now, in the log's order.
@@ -97,7 +102,7 @@ class Book:
             work.epoch = self.epoch + 1
         for work in works:
             if work.status in (Status.REJECTED, Status.VOID):
-                receipts, budget = self._audits(work, seq, charged=False)
+                receipts, _, budget = self._audits(work, seq, charge=0)
                 spent = sum(r.amount for r in [*entered, *receipts])
                 if spent + sum(self._shares(gross)) <= room:
                     entered += receipts
@@ -121,14 +126,11 @@ class Book:
     def _of_work(self, work: Work, seq: int) -> tuple[list[Receipt], int]:
         """Return the receipts of a work and its audits, and what is left of the budget.
 
-        The first audits of a worker on probation are charged to it.
+        The first audits of a worker on probation are charged to it, as far as its work earns.
         """
-        audits, budget = self._audits(work, seq, charged=work.probation)
         assignment = work.assignment.message
         gross = amount_of(assignment.units, self.terms.price)
-        charged = 0
-        if work.probation:
-            charged = min(gross, sum(self._fee(f) for f in self._due(work) if _is_first(f)))
+        audits, charged, budget = self._audits(work, seq, charge=gross if work.probation else 0)
         receipt = Receipt(
             receipt_kind="work",
             job_id=self.job_id,
@@ -159,19 +161,23 @@ class Book:
             and finding.attestation.digest not in self._paid_audits
         ]
 
-    def _audits(self, work: Work, seq: int, *, charged: bool) -> tuple[list[Receipt], int]:
-        """Return receipts of a work's audits: what is not *charged* to its worker is paid while
-        the job's audit budget lasts, which is returned too.
+    def _audits(self, work: Work, seq: int, *, charge: int) -> tuple[list[Receipt], int, int]:
+        """Return receipts of a work's audits, what of them its worker pays and what is then left
+        of the audit budget.
+
+        Up to *charge* the worker pays its first audits; all else comes from the budget, and an
+        audit for which that does not suffice is not paid.
         """
         receipts = []
-        budget = self._audit_budget
+        charged, budget = 0, self._audit_budget
         assignment = work.assignment.message
         for finding in self._due(work):
             amount = self._fee(finding)
-            if not (charged and _is_first(finding)):
-                if amount > budget:
-                    continue
-                budget -= amount
+            own = min(amount, charge - charged) if _is_first(finding) else 0
+            if amount - own > budget:
+                continue
+            charged += own
+            budget -= amount - own
             receipts.append(
                 Receipt(
                     receipt_kind="audit",
@@ -188,7 +194,7 @@ class Book:
                     log_seq=seq,
                 )
             )
-        return receipts, budget
+        return receipts, charged, budget
 
     def _service(
         self, kind: str, amount: int, payee: Address, signer: Address, seq: int

@@ -43,14 +43,19 @@ from meshd.p2p.messages import (
     Reveal,
     VerdictCommit,
 )
-from meshd.p2p.network import NetworkError, RequestRefused
+from meshd.p2p.network import NetworkError
 
 log = structlog.get_logger()
 
 ASK_S = 1.0
 """Seconds between two requests for the same opening."""
-REVEAL_BLOCKS = 10
-"""How many blocks a confirming auditor waits for the first one's own rows."""
+OPEN_S = 5.0
+FETCH_S = 60.0
+"""Seconds that one request for an opening, and one try to fetch the output, may take."""
+AGAIN_S = 10.0
+"""Seconds after which a reveal that is not in the log yet is sent again."""
+SPARE_BLOCKS = 5
+"""How long before its time is over a confirming auditor stops to wait for the first one's rows."""
 MAX_ROWS_BYTES = 64 << 20
 
 
@@ -112,7 +117,7 @@ class Audit:
                 payee=self._ports.payee,
             )
         )
-        scope = f"audit.{work.hash.hex()}.{track.kind}.{track.index}"
+        scope = f"audit.{work.hash.hex()}.{track.kind}.{track.beacon_height}.{track.index}"
         raw = await self._ports.store.sign_once(self._job_id, scope, challenge.raw)
         challenge = cast(Signed[Challenge], self._ports.domain.open(raw))
         await self._ports.store.execute(
@@ -183,7 +188,8 @@ class Audit:
             return stored
         result, output = await self._compare(challenge, verdict, own_digest)
         agrees = ZERO
-        if self._track.kind is AuditKind.CONFIRM and result is AuditResult.MISMATCH:
+        objects = result in (AuditResult.MISMATCH, AuditResult.MALFORMED)
+        if self._track.kind is AuditKind.CONFIRM and objects:
             agrees = await self._agreement(own_digest)
         drawn = len(challenge.message.drawn)
         units = self._work.assignment.message.units
@@ -216,55 +222,59 @@ class Audit:
         self, challenge: Signed[Challenge], verdict: Signed[VerdictCommit], own_digest: bytes
     ) -> tuple[AuditResult, bytes | None]:
         """Return what the worker's opening is worth, and the blob of its output if it is held."""
-        opened = await self._ask_to_open(challenge, verdict)
-        if opened is None:
-            return AuditResult.SILENT, None
         commitment = self._work.commitment.message
         drawn = challenge.message.drawn
-        if tuple(row.index for row in opened.rows) != drawn or not all(
-            self._result_place.holds(commitment, row) for row in opened.rows
-        ):
-            return AuditResult.MALFORMED, None
-        schema = self._context.plan.output_schema
         own = unpack(self._ports.blobs.read(own_digest)).rows()
-        if disagreeing(own, [row.row for row in opened.rows], schema):
-            return AuditResult.MISMATCH, None
-        try:
-            await self._fetch_output(opened.output)
-        except OutputError as error:
-            log.info("output malformed", why=str(error))
-            return AuditResult.MALFORMED, None
-        except NetworkError:
-            return AuditResult.SILENT, None
-        return AuditResult.ACCEPTED, opened.output
+        while not await self._silence_over(verdict):
+            opened = await self._ask_to_open(challenge, verdict)
+            if opened is None:
+                await trio.sleep(ASK_S)
+                continue
+            if tuple(row.index for row in opened.rows) != drawn or not all(
+                self._result_place.holds(commitment, row) for row in opened.rows
+            ):
+                return AuditResult.MALFORMED, None
+            theirs = [row.row for row in opened.rows]
+            if disagreeing(own, theirs, self._context.plan.output_schema):
+                return AuditResult.MISMATCH, None
+            try:
+                await self._fetch_output(opened.output)
+                return AuditResult.ACCEPTED, opened.output
+            except OutputError as error:
+                log.info("output malformed", why=str(error))
+                return AuditResult.MALFORMED, None
+            except NetworkError as error:
+                log.debug("output not had", why=str(error))
+                await trio.sleep(ASK_S)
+        return AuditResult.SILENT, None
+
+    async def _silence_over(self, verdict: Signed[VerdictCommit]) -> bool:
+        """Return whether the worker's time to open, `silence` blocks, is over."""
+        logged_at = self._view.height_of(verdict.digest)
+        if logged_at is None:
+            return False
+        return (await self._ports.chain.head()).height > logged_at + self._terms.silence
 
     async def _ask_to_open(
         self, challenge: Signed[Challenge], verdict: Signed[VerdictCommit]
     ) -> Open | None:
-        """Ask the worker until it opens or its time, `silence` blocks, is over."""
-        logged_at: int | None = None
-        while True:
-            request = self._ports.sign(
-                OpenRequest(
-                    job_id=self._job_id,
-                    commitment_hash=self._work.hash,
-                    challenge=challenge.raw,
-                    verdict=verdict.raw,
-                )
+        """Ask the worker once; None if it does not open."""
+        request = self._ports.sign(
+            OpenRequest(
+                job_id=self._job_id,
+                commitment_hash=self._work.hash,
+                challenge=challenge.raw,
+                verdict=verdict.raw,
             )
-            try:
-                answer = await self._ports.request(self._work.worker, request, deadline_s=10.0)
-                message = answer.message if answer is not None else None
-                if isinstance(message, Open) and message.commitment_hash == self._work.hash:
-                    return message
-            except (NetworkError, RequestRefused) as error:
-                log.debug("worker did not open", why=str(error))
-            logged_at = logged_at or self._view.height_of(verdict.digest)
-            if logged_at is not None:
-                head = await self._ports.chain.head()
-                if head.height >= logged_at + self._terms.silence:
-                    return None
-            await trio.sleep(ASK_S)
+        )
+        try:
+            answer = await self._ports.request(self._work.worker, request, deadline_s=OPEN_S)
+            message = answer.message if answer is not None else None
+            if isinstance(message, Open) and message.commitment_hash == self._work.hash:
+                return message
+        except NetworkError as error:
+            log.debug("worker did not open", why=str(error))
+        return None
 
     async def _fetch_output(self, digest: bytes) -> Rows:
         """Bring the worker's whole result here and check it against its commitment.
@@ -273,7 +283,9 @@ class Audit:
         """
         commitment = self._work.commitment.message
         limit = commitment.output_bytes + 1024
-        await self._ports.network.fetch(digest, max_bytes=limit, holders=[self._work.worker])
+        await self._ports.network.fetch(
+            digest, max_bytes=limit, holders=[self._work.worker], deadline_s=FETCH_S
+        )
         blob = self._ports.blobs.read(digest)
         rows = open_output(self._result_place, commitment, blob, self._context.plan.output_schema)
         self._ports.blobs.restrict(digest, [self._context.record.orchestrator])
@@ -283,7 +295,8 @@ class Audit:
 
     async def _agreement(self, own_digest: bytes) -> bytes:
         """Return the attestation of an earlier auditor whose own rows equal this node's."""
-        deadline = (await self._ports.chain.head()).height + REVEAL_BLOCKS
+        patience = self._terms.silence + self._terms.challenge_blocks - SPARE_BLOCKS
+        deadline = (await self._ports.chain.head()).height + max(patience, SPARE_BLOCKS)
         schema = self._context.plan.output_schema
         own = unpack(self._ports.blobs.read(own_digest)).rows()
         while (await self._ports.chain.head()).height <= deadline:
@@ -343,6 +356,8 @@ def reveal_due(context: AuditContext, done: set[bytes], nursery: trio.Nursery) -
     """
     ports, view = context.ports, context.view
     state = view.state
+    if state.book.closed:
+        return  # too late to be paid for
     for work in state.works.values():
         for finding in work.findings:
             verdict = finding.verdict
@@ -350,12 +365,14 @@ def reveal_due(context: AuditContext, done: set[bytes], nursery: trio.Nursery) -
                 continue
             if finding.reveal is not None:
                 done.add(verdict.digest)
-            elif work.may_reveal(finding):
-                nursery.start_soon(_reveal, context, verdict)
+            elif work.may_reveal(finding, ended=state.end is not None):
                 done.add(verdict.digest)
+                nursery.start_soon(_reveal, context, verdict, done)
 
 
-async def _reveal(context: AuditContext, verdict: Signed[VerdictCommit]) -> None:
+async def _reveal(
+    context: AuditContext, verdict: Signed[VerdictCommit], done: set[bytes]
+) -> None:
     ports = context.ports
     rows = await ports.store.rows(
         "select own, salt, reveal from audit where verdict=?", (verdict.raw,)
@@ -376,3 +393,5 @@ async def _reveal(context: AuditContext, verdict: Signed[VerdictCommit]) -> None
         reveal,
         until=lambda: reveal.digest in context.view.state,
     )
+    await trio.sleep(AGAIN_S)
+    done.discard(verdict.digest)

@@ -21,6 +21,7 @@ from meshd.ledger.leases import WorkerRecord
 from meshd.node.control.api import (
     ENDED,
     Anchor,
+    AuditInfo,
     ChainStatus,
     ControlError,
     JobDetail,
@@ -224,6 +225,7 @@ class Desk:
             term=view.state.term if view else 0,
             certified_seq=view.seq if view else 0,
             workers=_worker_shares(view.state) if view else [],
+            audits=_audits(view.state) if view else [],
             escrow={"deposited": deposited, "burnt": burnt, "paid": paid, "refunded": refunded},
             anchors=await self._anchors(job_id),
             output="0x" + job.output.hex() if job.output else "",
@@ -349,6 +351,23 @@ def _worker_shares(state: JobState) -> list[WorkerShare]:
             finding=next((w.reason for w in worker.works if w.status is WorkStatus.REJECTED), ""),
         )
         for address, worker in state.workers.items()
+    ]
+
+
+def _audits(state: JobState) -> list[AuditInfo]:
+    return [
+        AuditInfo(
+            shard=work.assignment.message.shard,
+            attempt=work.assignment.message.attempt,
+            worker=hex_address(work.worker),
+            auditor=hex_address(finding.auditor),
+            kind=finding.kind.name.lower(),
+            result=finding.result.name.lower(),
+            rows=len(finding.challenge.message.drawn),
+            units=finding.attestation.message.units_reexecuted,
+        )
+        for work in state.works.values()
+        for finding in work.findings
     ]
 
 

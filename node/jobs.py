@@ -14,6 +14,7 @@ import trio
 from meshd.ledger.chain import ChainUnavailable, JobCancelled, JobOpened, JobStarted
 from meshd.ledger.draws import orchestrator_ranking
 from meshd.ledger.joblog import Genesis
+from meshd.ledger.terms import terms_problem
 from meshd.node.log.view import Job, LogView
 from meshd.node.ports import Ports
 from meshd.node.workloads.datasets import MAX_MANIFEST, parse_manifest
@@ -261,6 +262,9 @@ class Jobs:
         """
         assert record.terms is not None
         terms = record.terms.message
+        problem = terms_problem(terms)
+        if problem is not None:
+            raise WorkloadError(problem)
         if terms.workload != "infer":
             raise WorkloadError(f"workload {terms.workload!r} is not known: upgrade meshd")
         await self.fetch(record, terms.program, MAX_PROGRAM)
@@ -283,6 +287,10 @@ class Jobs:
             except NetworkError as error:
                 log.info("blob not had yet", blob=digest.hex()[:8], why=str(error))
             await trio.sleep(RETRY_S)
+
+    def known_view(self, job_id: bytes) -> LogView | None:
+        """Return this node's view of a job's log while a role of it follows that log."""
+        return self._views.get(job_id)
 
     def view(self, record: JobRecord, plan: InferPlan | None) -> LogView:
         """Return this node's view of the job's log: one for all its roles, empty at first."""

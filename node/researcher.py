@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, cast
 import structlog
 import trio
 
-from meshd.ledger.chain import CancelJob, JobOpened, OpenJob, RefundJob, StartJob
+from meshd.ledger.chain import (
+    CancelJob,
+    JobOnChain,
+    JobOpened,
+    OpenJob,
+    RefundJob,
+    StartJob,
+)
+from meshd.ledger.terms import terms_problem
 from meshd.node.jobs import JobRecord, Jobs
 from meshd.node.log.follower import Follower
 from meshd.node.log.view import LogView
@@ -36,7 +44,9 @@ STEP_S = 2.0
 START_BLOCKS = 3
 """Blocks after `open` before the committee can be drawn."""
 REFUND_BLOCKS = 20
-"""Blocks after the last claim at which the researcher asks for the refund itself."""
+"""Blocks that the aggregator has for the refund before the researcher asks for it itself."""
+GIVE_UP_BLOCKS = 60
+"""Blocks after which the job is over for its researcher, though others have not claimed all."""
 MAX_OUTPUT = 16 << 30
 
 
@@ -121,6 +131,9 @@ class Researcher:
         It is on disk before anything is sent. Raises SubmitError.
         """
         assert self._nursery is not None
+        problem = terms_problem(terms)
+        if problem is not None:
+            raise SubmitError(problem)
         balance = await self._ports.chain.balance(self._ports.address)
         if balance < terms.cap:
             raise SubmitError(
@@ -174,6 +187,8 @@ class Researcher:
         return self.submitted[job_id]
 
     async def _enter(self, job: SubmittedJob, state: JobState, detail: str = "") -> None:
+        if job.state in OVER:
+            return
         job.state, job.detail = state, detail
         job.ended = self._ports.wall() if state in OVER else None
         await self._ports.store.execute(
@@ -219,12 +234,14 @@ class Researcher:
         try:
             job.view = self._jobs.view(record, await self._jobs.load_plan(record))
         except WorkloadError as error:
-            await self._enter(job, JobState.FAILED, str(error))
+            await self._wait_paid_out(job)
+            await self._enter(job, JobState.FAILED, f"{error}; the deposit is back")
             return
         async with trio.open_nursery() as nursery:
             await nursery.start(Follower(self._ports, job.view).run)
             nursery.start_soon(self._follow, job, record)
-            await self._wait_settled(job)
+            settled = await self._wait_paid_out(job)
+            await self._finish(job, settled=settled)
             nursery.cancel_scope.cancel()
 
     async def _wait_started(self, job: SubmittedJob, opened: int) -> JobRecord | None:
@@ -247,10 +264,11 @@ class Researcher:
                 sent = True
                 if outcome.error is not None and not await self._is_started(job):
                     await self._ports.chain.send(f"cancel:{job.id.hex()}", CancelJob(job.id))
-                    await self._ports.chain.wait(f"cancel:{job.id.hex()}")
-                    why = f"no committee could be drawn ({outcome.error}); the deposit is back"
-                    await self._enter(job, JobState.FAILED, why)
-                    return None
+                    back = await self._ports.chain.wait(f"cancel:{job.id.hex()}")
+                    if back.error is None:
+                        why = f"no committee could be drawn ({outcome.error}); the deposit is back"
+                        await self._enter(job, JobState.FAILED, why)
+                        return None
             await self._jobs.wait_changed(STEP_S)
 
     async def _is_started(self, job: SubmittedJob) -> bool:
@@ -272,35 +290,46 @@ class Researcher:
             self._changed.set()
             self._changed = trio.Event()
 
-    async def _wait_settled(self, job: SubmittedJob) -> None:
-        """Wait until everybody is paid and the rest is back; ask for the refund if need be."""
-        terms = job.terms.message
-        waited = 0
+    async def _wait_paid_out(self, job: SubmittedJob) -> bool:
+        """Wait until everybody is paid and the rest is back; ask for the refund if need be.
+
+        Returns whether a final settlement is anchored.
+        """
+        refundable = 0
         while True:
             on_chain = await self._ports.chain.job(job.id)
             head = await self._ports.chain.head()
-            late = head.timestamp > terms.settle_deadline
             assert on_chain is not None
-            if on_chain.settled or late:
-                paid_out = on_chain.paid >= on_chain.total or late
-                waited += 1
-                if on_chain.held == 0 or (paid_out and on_chain.refundable == 0):
-                    await self._finish(job, settled=on_chain.settled)
-                    return
-                if waited > REFUND_BLOCKS or late:
-                    key = f"refund:{job.id.hex()}"
-                    await self._ports.chain.send(key, RefundJob(job.id))
-                    await self._ports.chain.wait(key)
+            paid_out = on_chain.paid >= on_chain.total
+            if on_chain.held == 0 or (paid_out and on_chain.refundable == 0):
+                return on_chain.settled
+            if head.timestamp > _refundable_after(on_chain):
+                refundable += 1
+                if refundable > REFUND_BLOCKS or not on_chain.settled:
+                    await self._refund(job)
+                if refundable > GIVE_UP_BLOCKS:  # what others may still claim is not ours
+                    return on_chain.settled
             await self._ports.chain.wait_height(head.height + 1)
 
+    async def _refund(self, job: SubmittedJob) -> None:
+        key = f"refund:{job.id.hex()}"
+        await self._ports.chain.send(key, RefundJob(job.id))
+        await self._ports.chain.wait(key)
+
     async def _finish(self, job: SubmittedJob, *, settled: bool) -> None:
-        view = job.view
-        end = view.state.end.message if view is not None and view.state.end is not None else None
-        complete = end is not None and end.reason == JobEndReason.COMPLETE
-        if complete and settled:
-            while job.output is None:
-                await self._changed.wait()
-            await self._enter(job, JobState.SETTLED)
+        """Say how the job ended. A log that ended is waited for, and so is its output."""
+        deadline = job.terms.message.settle_deadline
+        view = cast(LogView, job.view)
+        while settled and view.state.end is None and await self._before(deadline):
+            await view.changed(STEP_S)
+        end = view.state.end.message if view.state.end is not None else None
+        if end is not None and end.reason == JobEndReason.COMPLETE and settled:
+            while job.output is None and await self._before(deadline):
+                await self.wait_changed(STEP_S)
+            if job.output is None:
+                await self._enter(job, JobState.FAILED, "its output was not delivered")
+            else:
+                await self._enter(job, JobState.SETTLED)
         elif end is not None and end.reason == JobEndReason.STOPPED:
             await self._enter(job, JobState.CANCELLED, "stopped: what passed was paid")
         else:
@@ -308,6 +337,17 @@ class Researcher:
             await self._enter(
                 job, JobState.FAILED, f"{why}; what passed was paid, the rest is back"
             )
+
+    async def _before(self, deadline: int) -> bool:
+        return (await self._ports.chain.head()).timestamp <= deadline
+
+
+def _refundable_after(job: JobOnChain) -> int:
+    """Return the timestamp after which the escrow gives back what it does not owe."""
+    window = job.anchored_at + job.window if job.anchored_at else 0
+    if job.settled:
+        return window
+    return max(job.settle_deadline, window + job.window if window else 0)
 
 
 def _open_call(job: SubmittedJob) -> OpenJob:

@@ -9,6 +9,7 @@ import trio
 
 from meshd.ledger.chain import (
     AnchorSettlement,
+    Block,
     ChainError,
     Claim,
     ClaimMany,
@@ -33,6 +34,10 @@ from meshd.p2p.network import NetworkError, RequestRefused
 log = structlog.get_logger()
 
 ASK_S = 2.0
+ASKS = 5
+"""How often the committee is asked for its signatures before one looks at the log again."""
+CLOSE_S = 10
+"""Seconds that a log without an end has, after its work deadline, to reach everybody."""
 MAX_CLAIMS = 50
 """Accounts paid by one transaction."""
 
@@ -41,6 +46,34 @@ def statement_at(view: LogView, state: JobState, epoch: int) -> Statement:
     """Return the settlement of cut number *epoch* of a folded log."""
     head = view.log.batches[state.book.seqs[epoch - 1] - 1].head
     return state.book.statement(epoch=epoch, log_head=head.digest, committee_term=0)
+
+
+class Closing:
+    """What a job's final log says, and what it owes if its deadline passes without a last cut.
+
+    The log has CLOSE_S seconds after the work deadline to reach everybody; then what passed is
+    entered as if the job had ended there.
+    """
+
+    def __init__(self, ports: Ports, view: LogView) -> None:
+        self._ports = ports
+        self._view = view
+        self._began = trio.current_time()
+        self._closed: JobState | None = None
+        self._closed_at = 0
+
+    async def state(self) -> JobState:
+        """Return the state to settle by."""
+        state = self._view.state
+        head = await self._ports.chain.head()
+        overdue = head.timestamp > self._view.job.terms.work_deadline + CLOSE_S
+        here_long = trio.current_time() > self._began + CLOSE_S  # long enough to hear of all
+        if state.book.closed or not (overdue and here_long):
+            return state
+        final = len(self._view.log.final)
+        if self._closed is None or self._closed_at < final:
+            self._closed, self._closed_at = await closed_state(self._view), final
+        return self._closed
 
 
 async def closed_state(view: LogView) -> JobState:
@@ -70,35 +103,52 @@ class Settler:
                 log.warning("chain unavailable", why=str(error))
             await trio.sleep(ASK_S)
 
-    async def settle(self, statement: Statement) -> None:
+    async def too_late(self, head: Block) -> bool:
+        """Return whether nothing can be anchored any more at *head*."""
+        job = await self._on_chain()
+        follow = job.anchored_at + 2 * job.window if job.anchored_at else 0
+        return head.timestamp > max(job.settle_deadline, follow)
+
+    async def settle(self, statement: Statement) -> bool:
         """Anchor *statement* under a quorum's signatures and pay every account it names.
 
-        Returns at once where the chain has it already. Afterwards a final one is refunded.
+        Returns whether it is on chain and paid; where the chain has it already that is soon. It
+        is not if no quorum signs it for a while, or nothing can be anchored any more. After a
+        final one the rest is refunded.
         """
         settlement = statement.settlement
         job = await self._on_chain()
         if job.last_epoch < settlement.epoch:
             await self._wait_window(job)
             signatures = await self.collect(settlement)
-            await self._anchor(settlement, signatures)
+            if len(signatures) < self._view.job.genesis.quorum:
+                job = await self._on_chain()
+                if job.last_epoch < settlement.epoch:
+                    return False
+            else:
+                await self._anchor(settlement, signatures)
         job = await self._on_chain()
+        if job.last_epoch < settlement.epoch:
+            return False
         await self._wait_window(job)
         await self._claim(statement)
         if settlement.is_final and job.settled:
             await self._refund()
+        return True
 
     async def collect(self, settlement: Settlement) -> dict[Address, bytes]:
-        """Ask the committee until a quorum has signed *settlement*; return the signatures."""
+        """Ask the committee for signatures of *settlement*, some times; return those had."""
         genesis = self._view.job.genesis
         value = self._view.job.domain.digest(settlement)
         found: dict[Address, bytes] = {}
-        while len(found) < genesis.quorum:
+        for _ in range(ASKS):
             async with trio.open_nursery() as nursery:
                 for member in genesis.committee:
                     if member not in found:
                         nursery.start_soon(self._ask, member, settlement.epoch, value, found)
-            if len(found) < genesis.quorum:
-                await trio.sleep(ASK_S)
+            if len(found) >= genesis.quorum:
+                break
+            await trio.sleep(ASK_S)
         return found
 
     async def _ask(
@@ -150,12 +200,12 @@ class Settler:
             await self._ports.chain.wait_height(head.height + 1)
 
     async def _claim(self, statement: Statement) -> None:
-        unpaid = []
-        for leaf in statement.leaves:
-            claimed = await self._ports.chain.claimed(self._job_id, Address(leaf.account))
-            if claimed < leaf.earned:
-                unpaid.append(leaf)
-        for first in range(0, len(unpaid), MAX_CLAIMS):
+        chain, leaves = self._ports.chain, statement.leaves
+        for first in range(0, len(leaves), MAX_CLAIMS):
+            part = leaves[first : first + MAX_CLAIMS]
+            paid = [await chain.claimed(self._job_id, Address(leaf.account)) for leaf in part]
+            if all(had >= leaf.earned for had, leaf in zip(paid, part, strict=True)):
+                continue
             claims = tuple(
                 Claim(
                     self._job_id,
@@ -165,7 +215,7 @@ class Settler:
                     leaf.receipts_root,
                     leaf.proof,
                 )
-                for leaf in unpaid[first : first + MAX_CLAIMS]
+                for leaf in part
             )
             key = f"claim:{self._job_id.hex()}:{statement.settlement.epoch}:{first}"
             error = await self._send(key, ClaimMany(claims))
@@ -187,12 +237,12 @@ class SettlementSigner:
         self._ports = ports
         self._view = view
         self._job_id = view.job.id
-        self._closed: JobState | None = None
+        self.closing = Closing(ports, view)
 
     async def on_request(self, signed: Signed[Message]) -> Signed[SettlementSignature] | None:
         """Answer a SettlementRequest; raises RequestRefused if there is no such cut yet."""
         epoch = cast(SettlementRequest, signed.message).epoch
-        state = self._closed or self._view.state
+        state = await self.closing.state()
         if not 1 <= epoch <= state.book.epoch:
             raise RequestRefused(f"there is no final cut {epoch} yet")
         return await self.sign(statement_at(self._view, state, epoch).settlement)
@@ -211,9 +261,3 @@ class SettlementSigner:
                 signature=self._ports.identity.sign(digest),
             )
         )
-
-    async def close(self) -> JobState:
-        """Settle the job without its end, because its work deadline is over."""
-        if self._closed is None:
-            self._closed = await closed_state(self._view)
-        return self._closed

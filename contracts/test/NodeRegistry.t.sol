@@ -410,6 +410,7 @@ contract NodeRegistryTest is Swarm {
         registry.refreshSeats(weakest);
         passEpoch();
         assertEq(_weightOf(weakest, registry.currentEpoch()), 100, "and gets the next free one when it asks");
+        assertEq(_weightOf(heavier, registry.currentEpoch()), 102, "not the one it lost");
         uint256 gas = gasleft();
         registry.drawCommittee("seed", registry.currentEpoch(), 21);
         assertLe(gas - gasleft(), 3_000_000, "gas of a draw from a full registry");

@@ -127,6 +127,8 @@ class ForkserverExecutor:
         self._closed = True
         async with self._starting:
             await self._end_server()
+        for key in list(self._children):
+            self._drop(key)
 
     def child_pids(self) -> list[int]:
         """Return the process ids of the children that live, for tests and diagnosis."""

@@ -22,8 +22,8 @@ from meshd.node.compute.executor import (
 from meshd.node.compute.framing import MAX_CONTROL, FramingError, pack_control, parse_control
 from meshd.node.workloads.program import Program
 
-STARTUP_S: Final = 60.0
-SPAWN_S: Final = 10.0
+STARTUP_S: Final = 120.0
+SPAWN_S: Final = 30.0
 ENDING_S: Final = 5.0
 
 

@@ -146,6 +146,20 @@ class WorkerShare(TypedDict):
     """What its rejection rests on, such as "mismatch"; empty: it was not rejected."""
 
 
+class AuditInfo(TypedDict):
+    """One audit as the log has it; `kind` is first, second or confirm."""
+
+    shard: int
+    attempt: int
+    worker: str
+    auditor: str
+    kind: str
+    result: str
+    rows: int
+    """Rows that were computed again."""
+    units: int
+
+
 class Escrow(TypedDict):
     """A job's money: deposited = burnt + paid + refunded, once it has ended."""
 
@@ -178,6 +192,7 @@ class JobDetail(JobSummary):
     certified_seq: int
     """The last certified batch of the job's log; 0: none."""
     workers: list[WorkerShare]
+    audits: list[AuditInfo]
     escrow: Escrow
     anchors: list[Anchor]
     output: str

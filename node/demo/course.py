@@ -64,6 +64,7 @@ class Outcome:
     rows: int = 0
     max_abs_diff: float = float("inf")
     output: Path = Path()
+    sentences: Path = Path()
     was_killed: bool = False
 
 
@@ -143,7 +144,7 @@ async def _run_job(
     job_id = submitted["id"]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_compute_reference, outcome)
-        nursery.start_soon(_kill_when_computing, outcome, nursery.cancel_scope)
+        nursery.start_soon(_kill_when_computing, outcome)
         with trio.move_on_after(JOB_S) as scope:
             outcome.detail = await _wait_ended(outcome, researcher, job_id, progress)
         if scope.cancelled_caught:
@@ -177,7 +178,7 @@ async def _wait_ended(
         await trio.sleep(POLL_S)
 
 
-async def _kill_when_computing(outcome: Outcome, _scope: trio.CancelScope) -> None:
+async def _kill_when_computing(outcome: Outcome) -> None:
     """Kill the victim while it computes a shard, hence holds a lease."""
     victim = outcome.victim
     while True:
@@ -204,7 +205,8 @@ async def _compare(
     options.out.mkdir(parents=True, exist_ok=True)
     outcome.output = options.out.absolute() / "embeddings.rows"
     await call(lambda: researcher.client.result(job_id, outcome.output))
-    shutil.copy(outcome.swarm.folder / TEXT_FILE, options.out / TEXT_FILE)
+    outcome.sentences = options.out.absolute() / TEXT_FILE
+    shutil.copy(outcome.swarm.folder / TEXT_FILE, outcome.sentences)
     folder = str(outcome.swarm.folder)
     arguments = ["--stage", "compare", "--dir", folder, "--output", str(outcome.output)]
     text = await outcome.swarm.processes.run("compare", ["meshd.node.demo.reference", *arguments])

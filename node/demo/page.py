@@ -1,23 +1,38 @@
-"""The demo's last page: who did what, what was found, and where the money went.
+"""What the demo shows: how it goes while it runs, and at the end who did what and was paid what.
 
 On a terminal it has colours and lines; anywhere else it is plain ASCII, a hundred columns wide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+import time
+from collections.abc import Callable, Iterator, Sequence
+from io import StringIO
+from itertools import islice, product
+from operator import attrgetter
 from typing import Final
 
-from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from meshd.config.amounts import DECIMALS, ONE_MCC, format_mcc
-from meshd.node.demo.report import LARGEST_DIFFERENCE, Account, Job, Report, Worker, problems
+from meshd.config.amounts import format_mcc
+from meshd.node.control.api import JobDetail
+from meshd.node.demo.report import LARGEST_DIFFERENCE, Job, Report, problems
+from meshd.node.demo.tables import (
+    GAP,
+    add_row,
+    bar,
+    count_of,
+    fixed_mcc,
+    new_table,
+    places_of,
+    short_hex,
+    shows_unicode,
+)
 
 WIDTH: Final = 100
 BAR_S: Final = 240
@@ -25,30 +40,117 @@ BAR_MB: Final = 4096
 """What a run may take on two cores, installing aside."""
 
 _INDENT: Final = 2
-_GAP: Final = 2
-_CUT: Final = 6
+_CUT: Final = 4
 """Decimals of balances where exact ones do not fit; differences are never cut."""
 _BLOCKS: Final = 12
+_LINE: Final = 32
+"""Length of the bars on the last page, and of those before it."""
 _MOST_FINDINGS: Final = 4
 
-_ASCII_HEAD: Final = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 _MARKS: Final = {
     "": ("", ""),
     "cheater": ("cheats", "bold red"),
     "killed": ("killed", "bold yellow"),
 }
+_COUNTS: Final = ("accepted", "rejected", "void", "lost")
+_ALWAYS: Final = ("accepted", "rejected")
+"""Columns that are shown even if there is nothing in them."""
 _KINDS: Final = ("first", "second", "confirm")
 _RESULTS: Final = ("accepted", "mismatch", "silent", "malformed")
 
 
+class Progress:
+    """How the demo goes: its phases with their time, the job's shards, its workers.
+
+    A context manager: on a terminal the last lines are kept up to date inside it (by rich's own
+    thread); elsewhere there is a line for every change.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._plain = not shows_unicode(console)
+        self._clock = clock
+        self._began = self._since = clock()
+        self._phase = ""
+        self._job: JobDetail | None = None
+        self._said: tuple[object, ...] = ()
+        self._live = Live(
+            console=console, get_renderable=self._now, refresh_per_second=2, transient=True
+        )
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+        if self._console.is_terminal:
+            self._end_phase()
+
+    def phase(self, text: str) -> None:
+        """Say that the demo is at *text* now; what it was at before is done."""
+        if self._console.is_terminal:
+            self._end_phase()
+        else:
+            self._say(text)
+        self._phase, self._since, self._job = text, self._clock(), None
+
+    def job(self, detail: JobDetail) -> None:
+        """Show a job as it is now."""
+        shards = detail["shards"]
+        now = (detail["id"], detail["state"], *shards.values())
+        if now != self._said and not self._console.is_terminal:
+            self._say(
+                f"{detail['state']}: {shards['accepted']} of "
+                f"{count_of(shards['total'], 'shard')} accepted, {shards['rejected']} rejected, "
+                f"{shards['reissued']} re-issued, {detail['certified_seq']} heads certified"
+            )
+        self._job, self._said = detail, now
+
+    def _end_phase(self) -> None:
+        if self._phase:
+            self._say(f"{self._phase} ({self._clock() - self._since:.1f} s)")
+        self._phase = ""
+
+    def _say(self, text: str) -> None:
+        line = f"{self._clock() - self._began:6.1f} s  {text}"
+        self._console.print(Text(line), soft_wrap=not self._console.is_terminal)
+
+    def _now(self) -> RenderableType:
+        """Return the lines that are kept up to date."""
+        lines = Text(f"{self._clock() - self._began:6.1f} s  ", style="bold")
+        lines.append(self._phase)
+        if (job := self._job) is None:
+            return lines
+        shards = job["shards"]
+        done = bar(shards["accepted"], shards["total"], _LINE, plain=self._plain)
+        lines.append(f"\n          {job['state']}  ")
+        lines.append(f"{done:<{_LINE}}", style="green")
+        lines.append(
+            f"  {shards['accepted']} of {count_of(shards['total'], 'shard')}, "
+            f"{shards['rejected']} rejected, {shards['reissued']} re-issued"
+            f"\n          {count_of(job['certified_seq'], 'log head')} certified"
+        )
+        for worker in job["workers"]:
+            lines.append(f"\n          worker {short_hex(worker['account'])}  ")
+            own = bar(worker["accepted"], shards["total"], _LINE, plain=self._plain)
+            lines.append(f"{own:<{_LINE}}", style="cyan")
+            lines.append(f"  {worker['accepted']} accepted, {worker['rejected']} rejected")
+        return lines
+
+
 def print_page(report: Report, console: Console) -> None:
     """Print the page, with colours and lines where *console* shows them."""
+    page = render(report, plain=not shows_unicode(console))
     if console.is_terminal:
-        width = min(WIDTH, console.width)
-        plain = not console.encoding.lower().startswith("utf")
-        console.print(render(report, plain=plain), width=width)
-    else:
-        Console(file=console.file, width=WIDTH, color_system=None).print(render(report, plain=True))
+        console.print(page, width=min(WIDTH, console.width))
+        return
+    paper = Console(file=StringIO(), width=WIDTH, color_system=None)
+    with paper.capture() as captured:
+        paper.print(page)
+    for line in captured.get().splitlines():
+        console.file.write(f"{line.rstrip()}\n")
 
 
 def render(report: Report, *, plain: bool = False) -> RenderableType:
@@ -91,55 +193,43 @@ class _Page:
         return Rule(heading, characters="-" if self.plain else "─", align="left", style="dim")
 
     def table(self, *columns: str, numbers: Sequence[str] = ()) -> Table:
-        """Return an empty table; the columns named in *numbers* are flush right."""
-        table = Table(
-            box=_ASCII_HEAD if self.plain else box.SIMPLE_HEAD,
-            show_edge=False,
-            pad_edge=False,
-            padding=(0, _GAP - 1, 0, 0),
-            header_style="bold",
-        )
-        for name in columns:
-            table.add_column(
-                name, justify="right" if name in numbers else "left", overflow="fold"
-            )
-        return table
+        """Return an empty table in the page's style."""
+        return new_table(*columns, numbers=numbers, plain=self.plain)
 
     def workers(self) -> RenderableType:
         """Return what each worker did, with the cheater and the killed one marked."""
-        counts = ("accepted", "rejected", "void", "lost")
+        workers = self.report.workers
+        counts = [
+            name for name in _COUNTS if name in _ALWAYS or any(map(attrgetter(name), workers))
+        ]
         table = self.table("worker", "account", "", *counts, "note", numbers=counts)
-        most = max((worker.accepted for worker in self.report.workers), default=0)
-        for worker in self.report.workers:
+        most = max((worker.accepted for worker in workers), default=0)
+        for worker in workers:
             note, style = _MARKS[worker.mark]
-            _add(
+            add_row(
                 table,
                 worker.name,
-                _short(worker.address),
-                Text(self.blocks(worker.accepted, most), style="green"),
+                short_hex(worker.address),
+                Text(bar(worker.accepted, most, _BLOCKS, plain=self.plain), style="green"),
                 *(str(getattr(worker, name)) for name in counts),
                 note,
                 style=style,
             )
         return table
 
-    def blocks(self, count: int, most: int) -> str:
-        """Return a bar for *count*, as long as the column for the largest one."""
-        length = -(-count * _BLOCKS // most) if most else 0
-        return ("#" if self.plain else "█") * length
-
     def audits(self) -> RenderableType:
         """Return who audited how often, why, and with what result."""
         made = self.report.audits
+        kinds = [name for name in _KINDS if any(audits.kind == name for audits in made)]
         results = [name for name in _RESULTS if any(audits.result == name for audits in made)]
-        numbers = (*_KINDS, *results, "10^9 units")
+        numbers = (*kinds, *results, "10^9 units")
         table = self.table("auditor", *numbers, numbers=numbers)
         for auditor in dict.fromkeys(audits.auditor for audits in made):
             own = [audits for audits in made if audits.auditor == auditor]
-            _add(
+            add_row(
                 table,
                 auditor,
-                *(str(sum(a.count for a in own if a.kind == kind)) for kind in _KINDS),
+                *(str(sum(a.count for a in own if a.kind == kind)) for kind in kinds),
                 *(str(sum(a.count for a in own if a.result == result)) for result in results),
                 f"{sum(a.units for a in own) / 1e9:,.1f}",
             )
@@ -150,66 +240,55 @@ class _Page:
         table = self.table("kind", "receipts", "MCC", numbers=("receipts", "MCC"))
         listed = self.report.receipts
         total = sum(receipts.amount for receipts in listed)
-        places = _places([*(receipts.amount for receipts in listed), total])
+        places = places_of([*(receipts.amount for receipts in listed), total])
         for receipts in listed:
-            _add(table, receipts.kind, str(receipts.count), _fixed(receipts.amount, places))
+            add_row(table, receipts.kind, str(receipts.count), fixed_mcc(receipts.amount, places))
         count = sum(receipts.count for receipts in listed)
-        _add(table, "all", str(count), _fixed(total, places), style="bold")
+        add_row(table, "all", str(count), fixed_mcc(total, places), style="bold")
         return table
 
     def anchors(self) -> RenderableType:
         """Return the settlements on chain, with their transactions."""
         table = self.table("epoch", "root", "transaction", numbers=("epoch",))
         for anchor in self.report.anchors:
-            _add(table, str(anchor.epoch), _short(anchor.root), anchor.tx)
+            add_row(table, str(anchor.epoch), short_hex(anchor.root), anchor.tx)
         return table
 
     def accounts(self) -> Iterator[RenderableType]:
         """Yield every account's balances next to its receipts, as exactly as the width allows."""
-        everybody = [*self.report.accounts, self.report.researcher]
-        balances = [amount for each in everybody for amount in (each.before, each.after)]
-        changes = [*(each.after - each.before for each in everybody)]
-        changes += [account.earned for account in self.report.accounts]
-        exact = _places(balances + changes)
-        for places, addresses in ((exact, True), (exact, False), (min(_CUT, exact), True)):
-            rows = [*self.account_rows(places, exact, addresses=addresses)]
-            widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-            if sum(widths) + _GAP * (len(widths) - 1) <= WIDTH - _INDENT:
+        report = self.report
+        balances = [amount for each in report.accounts for amount in (each.before, each.after)]
+        balances += [report.researcher.before, report.researcher.after]
+        exact = places_of([*balances, *(account.earned for account in report.accounts)])
+        cut = min(_CUT, exact)
+        for places, without in product((exact, cut), (0, 1)):
+            rows = [(row[0], *row[1 + without :]) for row in self.account_rows(places, exact)]
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            if sum(widths) + GAP * (len(widths) - 1) <= WIDTH - _INDENT:
                 break
         header, *rest = rows
         table = self.table(*header, numbers=[*header[-5:-1]])
         for row in rest:
-            _add(table, *row, style="bold red" if row[-1] == "differs" else "")
+            add_row(table, *row, style="bold red" if row[-1] == "differs" else "")
         yield table
         if places < exact:
             yield Text(f"before and after are cut to {places} decimals", style="dim")
 
-    def account_rows(
-        self, places: int, exact: int, *, addresses: bool
-    ) -> Iterator[tuple[str, ...]]:
+    def account_rows(self, places: int, exact: int) -> Iterator[tuple[str, ...]]:
         """Yield the header and the rows of the table of accounts."""
-        numbers = ("before", "after", "difference", "receipts")
-        yield ("account", *(["address"] if addresses else []), *numbers, "")
+        yield ("account", "address", "before", "after", "difference", "receipts", "")
         for account in self.report.accounts:
             yield (
                 account.name,
-                *([_short(account.address)] if addresses else []),
-                _fixed(account.before, places),
-                _fixed(account.after, places),
-                _fixed(account.received, exact),
-                _fixed(account.earned, exact),
+                short_hex(account.address),
+                *(fixed_mcc(balance, places) for balance in (account.before, account.after)),
+                *(fixed_mcc(amount, exact) for amount in (account.received, account.earned)),
                 "=" if account.received == account.earned else "differs",
             )
         payer = self.report.researcher
-        yield (
-            "researcher",
-            *([_short(payer.address)] if addresses else []),
-            _fixed(payer.before, places),
-            _fixed(payer.after, places),
-            _fixed(payer.after - payer.before, exact),
-            "",
-            "",
-        )
+        balances = (fixed_mcc(balance, places) for balance in (payer.before, payer.after))
+        cost = fixed_mcc(payer.after - payer.before, exact)
+        yield ("researcher", short_hex(payer.address), *balances, cost, "", "")
 
 
 def _job(job: Job) -> Iterator[RenderableType]:
@@ -241,7 +320,7 @@ def _found(report: Report) -> Iterator[RenderableType]:
     yield Text("")
     yield Text.assemble(
         ("cheater ", "bold red"),
-        f"{cheater.address}: {_count(cheater.rejected, 'shard')} rejected, "
+        f"{cheater.address}: {count_of(cheater.rejected, 'shard')} rejected, "
         f"received {format_mcc(cheater.received)} MCC",
     )
     for finding in islice(cheater.findings, _MOST_FINDINGS):
@@ -254,7 +333,7 @@ def _found(report: Report) -> Iterator[RenderableType]:
         yield Text(f"  and {more} more")
     yield Text.assemble(
         ("killed  ", "bold yellow"),
-        f"{killed.peer}: {_count(killed.reissued, 'shard')} re-issued",
+        f"{killed.peer}: {count_of(killed.reissued, 'shard')} re-issued",
     )
 
 
@@ -270,8 +349,8 @@ def _audit_share(report: Report) -> RenderableType:
 
 def _log(report: Report) -> Iterator[RenderableType]:
     yield Text(
-        f"{_count(report.heads, 'log head')} certified, each by at least {report.quorum} of the "
-        f"{_count(report.committee, 'committee member')}"
+        f"{count_of(report.heads, 'log head')} certified, each by at least {report.quorum} of the "
+        f"{count_of(report.committee, 'committee member')}"
     )
     if report.small_committee:
         yield Text("small committee: you trust its quorum", style="yellow")
@@ -287,8 +366,8 @@ def _escrow(report: Report) -> RenderableType:
         (escrow.paid, "paid", "+"),
         (escrow.refunded, "refunded", "+"),
     ]
-    places = _places(amount for amount, _, _ in lines)
-    amounts = [_fixed(amount, places) for amount, _, _ in lines]
+    places = places_of(amount for amount, _, _ in lines)
+    amounts = [fixed_mcc(amount, places) for amount, _, _ in lines]
     width = max(map(len, amounts))
     text = Text()
     for amount, (_, name, sign) in zip(amounts, lines, strict=True):
@@ -303,7 +382,9 @@ def _run(report: Report) -> Iterator[RenderableType]:
         f"time    {report.seconds:.0f} s (on two cores at most {BAR_S})\n"
         f"memory  {report.pss_mb:,.0f} MB of all processes together (at most {BAR_MB:,})"
     )
-    yield Text(f"{len(report.processes)} processes, each with a key, a folder and a port of its own:")
+    yield Text(
+        f"{len(report.processes)} processes, each with a key, a folder and a port of its own:"
+    )
     each = (f"{p.role} (pid {p.pid}, port {p.port})" for p in report.processes)
     yield Padding(Text(", ".join(each), style="dim"), (0, 0, 0, _INDENT))
     for output in report.outputs:
@@ -318,29 +399,3 @@ def _verdict(report: Report) -> Iterator[RenderableType]:
         yield Text(f"- {problem}", style="red")
     things = "One thing does" if len(found) == 1 else f"{len(found)} things do"
     yield Text(f"{things} not hold.", style="bold red")
-
-
-def _add(table: Table, *cells: str | Text, style: str = "") -> None:
-    """Add a row of texts, in which brackets are brackets."""
-    table.add_row(*(Text(c) if isinstance(c, str) else c for c in cells), style=style)
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _short(value: str) -> str:
-    """Return the two ends of an address or hash."""
-    return value if len(value) <= 14 else f"{value[:8]}..{value[-4:]}"
-
-
-def _places(amounts: Iterable[int]) -> int:
-    """Return how many decimals the amounts need, all of them exact."""
-    return max((len(format_mcc(amount).partition(".")[2]) for amount in amounts), default=0)
-
-
-def _fixed(amount: int, places: int) -> str:
-    """Return an amount with *places* decimals; more are cut off."""
-    whole, fraction = divmod(abs(amount), ONE_MCC)
-    sign = "-" if amount < 0 else ""
-    return f"{sign}{whole:,}" + (f".{fraction:0{DECIMALS}d}"[: places + 1] if places else "")

@@ -106,6 +106,14 @@ class Processes:
             self.peak_pss_bytes = max(self.peak_pss_bytes, total)
             await trio.sleep(1)
 
+    def left_behind(self) -> list[str]:
+        """Return the processes that have not ended."""
+        return [
+            f"{child.name}, process {child.pid}"
+            for child in self.children
+            if child.process.poll() is None
+        ]
+
     async def end_all(self) -> None:
         """End every process: SIGTERM, then SIGKILL for what does not go."""
         for child in self.children:

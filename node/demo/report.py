@@ -66,9 +66,9 @@ class Worker:
     address: str
     accepted: int
     rejected: int
-    void: int
+    void: int = 0
     """Accepted first, then void because the worker was caught."""
-    lost: int
+    lost: int = 0
     """Leased and never committed, or committed by a worker that was gone before the audit."""
     mark: Mark = ""
 
@@ -267,7 +267,7 @@ def _of_workers(report: Report) -> Iterator[str]:
     if report.killed.reissued < 1:
         yield f"no shard of the killed worker {report.killed.peer} was re-issued"
     for worker in report.workers:
-        if worker.rejected and worker.address != cheater.address:
+        if worker.rejected and worker.mark == "":
             yield f"{worker.name} is honest, and {worker.rejected} of its shards were rejected"
 
 

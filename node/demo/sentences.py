@@ -80,9 +80,9 @@ def _is_prose(sentence: str) -> bool:
 def _source_files(folder: Path) -> list[Path]:
     """Return the library's source files, in an order that does not depend on the file system."""
     listed = []
-    pending = [folder]
+    pending = [folder] if folder.is_dir() else []
     while pending:
-        for path in pending.pop().iterdir() if folder.is_dir() else ():
+        for path in pending.pop().iterdir():
             if path.is_dir():
                 if path.name not in _NOT_LIBRARY and not path.is_symlink():
                     pending.append(path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import structlog
 import trio
 
-from meshd.ledger.joblog import Batch, LogError, entries_root, open_as, term_start
+from meshd.ledger.joblog import Batch, entries_root, open_as, term_start
 from meshd.node.log.quorum import collect_certificate, collect_votes
 from meshd.node.log.view import LogView, apply_batch, open_certificate
 from meshd.node.ports import Ports
@@ -171,8 +171,8 @@ class Author:
                 self._wake = trio.Event()
                 await self._wake.wait()
             batch = self._pending[0]
-            place = batch.head.message.seq - 2
-            before = self.view.log.batches[place].certificate if place >= 0 else None
+            prev = self.view.log.known(batch.head.message.prev)
+            before = prev.certificate if prev is not None else None
             certificate = await collect_certificate(
                 self._ports, self.job, batch, before, self.view.seq
             )
@@ -223,17 +223,14 @@ class Author:
         log.info("term begun", job=self.job.id.hex()[:8], term=term, entered_again=len(again))
 
     async def _truncate(self, prev: bytes) -> list[Batch]:
-        """Fold anew from the certified batches up to the head *prev*; return those above it."""
-        batches = self.view.log.batches
-        heads = [self.job.genesis.hash, *(batch.head.digest for batch in batches)]
-        if prev not in heads:
-            raise LogError(f"job {self.job.id.hex()[:8]}: the voters extend a head not known here")
-        kept = heads.index(prev)
+        """Fold anew from the certified batches up to the head *prev*; return those it drops."""
+        kept = self.view.log.branch(prev)
         live = self.view.fresh_state()
-        for batch in batches[:kept]:
+        for batch in kept:
             await apply_batch(live, batch, self._ports.beacon)
         self.live = live
-        return batches[kept:]
+        heads = {batch.head.digest for batch in kept}
+        return [batch for batch in self.view.log.batches if batch.head.digest not in heads]
 
     # ---- restart -------------------------------------------------------------------------
 

@@ -100,17 +100,17 @@ class Member:
         if self._record.signed.get((name.term, name.seq)) == name.hash:
             return self._answer(head)
         prev_certified = await self._learn_prev(head, before)
-        prev = self.view.log.batches[name.seq - 2].head if name.seq > 1 and prev_certified else None
         if prev_certified:
-            check_batch(self.job.domain, self.job.genesis, prev, batch)
+            prev = self.view.log.known(name.prev)
+            check_batch(self.job.domain, self.job.genesis, prev.head if prev else None, batch)
         why = self._record.refusal(name, prev_certified=prev_certified, start_valid=True)
         if why is not None:
             raise LogError(why)
         await self._check_chain(head)
         await self._check_effects(batch)
+        await self._keep(batch)
         self._record.note_signed(name)
         self._held[name.hash] = batch
-        await self._keep(batch)
         return self._answer(head)
 
     def _answer(self, head: Signed[LogHead]) -> Signed[HeadSignature]:
@@ -126,13 +126,9 @@ class Member:
             return head.message.seq == 1
         if before is not None and before.head_hash == prev:
             await self._on_certificate(before)
-        if not self._has(head.message.seq - 1, prev):
+        if self.view.log.known(prev) is None:
             await self._follower.pull()
-        return self._has(head.message.seq - 1, prev)
-
-    def _has(self, seq: int, digest: bytes) -> bool:
-        batches = self.view.log.batches
-        return 0 < seq <= len(batches) and batches[seq - 1].head.digest == digest
+        return self.view.log.known(prev) is not None
 
     async def _on_certificate(self, certificate: Certificate) -> None:
         """Add a batch held here as soon as its certificate is known."""
@@ -149,6 +145,8 @@ class Member:
             block = await self._ports.chain.wait_height(message.height)
         if block is None or block.hash != message.block_hash:
             raise LogError(f"this member's chain has no such block at {message.height}")
+        if block.timestamp > self.job.terms.work_deadline:
+            raise LogError("the job's work deadline is over: its log is closed")
         own = (await self._ports.chain.head()).height
         if too_late(own, message.height, self.job.genesis.lag):
             raise LogError(f"too late: the chain is at {own}, the head at {message.height}")
@@ -157,7 +155,7 @@ class Member:
         """Refuse a head in which something of the orchestrator's own breaks a rule."""
         if self._live_tip != batch.head.message.prev:
             self._live = self.view.fresh_state()
-            for known in self.view.log.batches[: batch.head.message.seq - 1]:
+            for known in self.view.log.branch(batch.head.message.prev):
                 await apply_batch(self._live, known, self._ports.beacon)
         self._live_tip = b""
         refused = await apply_batch(self._live, batch, self._ports.beacon)
@@ -218,11 +216,12 @@ class Member:
         if not message.head:
             return
         head = open_as(self.job.domain, message.head, LogHead)
-        if self._has(head.message.seq, head.digest):
+        if self.view.holds(head):
             return
         certificate = open_certificate(message.certificate)
         entries = tuple(open_as(self.job.domain, raw, Message) for raw in message.entries)
-        if head.message.seq > len(self.view.log.batches) + 1:
+        prev = head.message.prev
+        if prev != self.job.genesis.hash and self.view.log.known(prev) is None:
             await self._follower.pull()
         await self.view.add(Batch(head, entries, certificate))
 

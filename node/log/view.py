@@ -74,10 +74,8 @@ class LogView:
         return self.log.tip.message.seq if self.log.tip else 0
 
     def holds(self, head: Signed[LogHead]) -> bool:
-        """Return whether *head* is in the certified log here."""
-        place = head.message.seq - 1
-        batches = self.log.batches
-        return 0 <= place < len(batches) and batches[place].head.digest == head.digest
+        """Return whether *head* is known here to be certified, on whatever branch."""
+        return self.log.known(head.digest) is not None
 
     async def add(self, batch: Batch) -> None:
         """Append a certified batch and fold what has become final; raises LogError."""

@@ -9,12 +9,11 @@ import structlog
 import trio
 
 from meshd.ledger.audits import Work
-from meshd.ledger.jobstate import JobState
 from meshd.node.jobs import JobRecord, Jobs
 from meshd.node.log.follower import Follower
 from meshd.node.log.view import LogView
 from meshd.node.ports import Ports
-from meshd.node.settling import Settler, closed_state, statement_at
+from meshd.node.settling import Closing, Settler, statement_at
 from meshd.node.verification.outputs import OutputError, ResultPlace, open_output, packed_rows
 from meshd.node.workloads.errors import WorkloadError
 from meshd.node.workloads.infer import InferPlan
@@ -28,8 +27,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 STEP_S = 2.0
-CLOSE_S = 10
-"""Seconds that a log without an end has, after its work deadline, to reach everybody."""
+GATHER_AT_ONCE = 4
+FETCH_S = 120.0
+"""Seconds that one auditor and the worker have to bring an output here."""
 
 
 class Aggregator:
@@ -38,7 +38,8 @@ class Aggregator:
     def __init__(self, ports: Ports, jobs: Jobs) -> None:
         self.ports = ports
         self.jobs = jobs
-        self._outputs: dict[bytes, bytes] = {}
+        self._outputs: dict[bytes, tuple[tuple[bytes, ...], bytes]] = {}
+        """Job -> commitments that its output is made of, and the output's blob."""
         self._done = trio.Event()
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -57,17 +58,19 @@ class Aggregator:
             return
         await _JobOutput(self, record, plan).run()
 
-    def finished(self, job_id: bytes, output: bytes) -> None:
+    def finished(self, job_id: bytes, made_of: tuple[bytes, ...], output: bytes) -> None:
         """Take a job's combined output, by its blob's digest."""
-        self._outputs[job_id] = output
+        self._outputs[job_id] = (made_of, output)
         self._done.set()
         self._done = trio.Event()
 
-    async def output(self, job_id: bytes) -> bytes:
-        """Wait for a job's combined output and return its blob's digest."""
-        while job_id not in self._outputs:
+    async def output(self, job_id: bytes, made_of: tuple[bytes, ...]) -> bytes:
+        """Wait for a job's output, combined of the results with these commitments (one a shard,
+        in order), and return its blob's digest.
+        """
+        while self._outputs.get(job_id, ((), b""))[0] != made_of:
             await self._done.wait()
-        return self._outputs[job_id]
+        return self._outputs[job_id][1]
 
 
 class _JobOutput:
@@ -86,7 +89,10 @@ class _JobOutput:
         self._view: LogView = aggregator.jobs.view(record, plan)
         self._held: dict[int, tuple[bytes, bytes]] = {}
         """Shard -> (commitment, blob of its packed rows)."""
+        self._gathering: set[bytes] = set()
+        self._slots = trio.CapacityLimiter(GATHER_AT_ONCE)
         self._settled_epochs = 0
+        self._closing = Closing(self._ports, self._view)
 
     async def run(self) -> None:
         """Gather, combine and settle until the job is over on chain."""
@@ -111,20 +117,33 @@ class _JobOutput:
 
     async def _gather_all(self) -> None:
         shards = range(self._view.job.terms.shards)
-        while True:
-            for shard in shards:
-                work = self._view.state.shard_done(shard)
-                if work is not None and self._held.get(shard, (b"",))[0] != work.hash:
-                    await self._gather(shard, work)
-            done = [self._view.state.shard_done(shard) for shard in shards]
-            if all(w is not None and self._has(s, w) for s, w in zip(shards, done, strict=True)):
-                await self._combine()
-            await self._view.changed(STEP_S)
+        combined: tuple[bytes, ...] = ()
+        async with trio.open_nursery() as nursery:
+            while True:
+                works = [self._view.state.shard_done(shard) for shard in shards]
+                for shard, work in zip(shards, works, strict=True):
+                    if work is not None and not self._has(shard, work):
+                        if work.hash not in self._gathering:
+                            self._gathering.add(work.hash)
+                            nursery.start_soon(self._gather, shard, work)
+                made_of = tuple(work.hash for work in works if work is not None)
+                held = tuple(self._held[shard][0] for shard in shards if shard in self._held)
+                if len(made_of) == len(works) and made_of == held and made_of != combined:
+                    self._combine(made_of)
+                    combined = made_of
+                await self._view.changed(STEP_S)
 
     def _has(self, shard: int, work: Work) -> bool:
         return self._held.get(shard, (b"",))[0] == work.hash
 
     async def _gather(self, shard: int, work: Work) -> None:
+        try:
+            async with self._slots:
+                await self._try_gather(shard, work)
+        finally:
+            self._gathering.discard(work.hash)
+
+    async def _try_gather(self, shard: int, work: Work) -> None:
         """Fetch an accepted output, check it, keep it, then tell its auditors."""
         commitment = work.commitment.message
         place = ResultPlace(self._record.id, shard, work.worker)
@@ -137,6 +156,7 @@ class _JobOutput:
                     name,
                     max_bytes=commitment.output_bytes + 1024,
                     holders=[finding.auditor, work.worker],
+                    deadline_s=FETCH_S,
                 )
                 blob = self._ports.blobs.read(name)
                 open_output(place, commitment, blob, self._plan.output_schema)
@@ -164,34 +184,28 @@ class _JobOutput:
         except NetworkError as error:
             log.debug("output not acknowledged", shard=shard, why=str(error))
 
-    async def _combine(self) -> None:
+    def _combine(self, made_of: tuple[bytes, ...]) -> None:
         shards = range(self._view.job.terms.shards)
         blobs = self._ports.blobs
         output = self._plan.combine([blobs.read(self._held[shard][1]) for shard in shards])
         readers = [Address(self._view.job.terms.researcher)]
-        self._aggregator.finished(self._record.id, blobs.put(output, readers=readers))
+        self._aggregator.finished(self._record.id, made_of, blobs.put(output, readers=readers))
 
     # ---- settlement ----------------------------------------------------------------------
 
     async def _settle_all(self) -> None:
         """Carry each final cut to the chain, until the last one is there and paid."""
         settler = Settler(self._ports, self._view)
-        terms = self._view.job.terms
-        closed: JobState | None = None
         while True:
-            head = await self._ports.chain.head()
-            overdue = head.timestamp > terms.work_deadline + 2 * CLOSE_S
-            if closed is None and overdue and self._view.state.end is None:
-                closed = await closed_state(self._view)
-            state = closed or self._view.state
+            state = await self._closing.state()
             while self._settled_epochs < state.book.epoch:
                 epoch = self._settled_epochs + 1
-                statement = statement_at(self._view, state, epoch)
-                await settler.settle(statement)
+                if not await settler.settle(statement_at(self._view, state, epoch)):
+                    break
                 self._settled_epochs = epoch
                 log.info("settled", job=self._record.id.hex()[:8], epoch=epoch)
-                if statement.settlement.is_final:
-                    return
-            if head.timestamp > terms.settle_deadline:
+            head = await self._ports.chain.head()
+            done = state.book.closed and self._settled_epochs == state.book.epoch
+            if done or await settler.too_late(head):
                 return
             await self._view.changed(STEP_S)

@@ -40,7 +40,7 @@ from meshd.p2p.messages import (
     VerdictCommit,
     jobs_topic,
 )
-from meshd.p2p.network import NetworkError, RequestRefused
+from meshd.p2p.network import NetworkError, RequestRefused, RequestTimeout
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # the stubs that mypy has for trio
@@ -54,6 +54,7 @@ SILENT_S = 20.0
 OFFER_LIFE_S = 15.0
 """Seconds for which an offer is good."""
 ANNOUNCE_S = 10.0
+SERVE_BLOCKS = 10
 CUT_EVERY = 16
 """Payable shards that make an intermediate cut worth its anchor."""
 DEADLINE_MARGIN_S = 60
@@ -72,8 +73,14 @@ ENTRY_KINDS: tuple[type[Message], ...] = (
 REVEAL_WAIT_S = 20.0
 """Seconds that auditors have to reveal their verdicts when everything else is done."""
 
-Combine = Callable[[bytes], Awaitable[bytes]]
-"""Waits for the aggregator's output of a job and returns its digest."""
+HAND_OUT_S = 4.0
+HAND_OUTS = 3
+"""An assignment is brought to its worker so many times before its lease is ended."""
+
+Combine = Callable[[bytes, tuple[bytes, ...]], Awaitable[bytes]]
+"""Waits for the aggregator's output of a job, made of the results with these commitments (one a
+shard, in order), and returns its digest.
+"""
 
 
 @dataclass
@@ -126,7 +133,8 @@ class _JobKeeper:
         self._gone: set[Address] = set()
         self._nursery: trio.Nursery
         self._offered = trio.Event()
-        self._audited_at: float | None = None
+        self._waiting_since: float | None = None
+        """Since when nothing but reveals is missing."""
 
     @property
     def _live(self) -> JobState:
@@ -137,9 +145,7 @@ class _JobKeeper:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await nursery.start(self._author.run)
-            for record in self._live.workers.values():
-                for lease in record.leases:
-                    self._alive[lease.assignment.digest] = trio.current_time()
+            self._take_up_leases()
             if not self._live.position:
                 await self._author.append(cast(Signed[JobTerms], self._record.terms))
             nursery.start_soon(self._listen)
@@ -149,15 +155,21 @@ class _JobKeeper:
             await self._until_over()
             nursery.cancel_scope.cancel()
 
+    def _take_up_leases(self) -> None:
+        """Go on with the leases that were open before a restart."""
+        for lease in self._live.leases.values():
+            if lease.open:
+                self._alive[lease.assignment.digest] = trio.current_time()
+                if lease.accept is None:
+                    self._nursery.start_soon(self._hand_out, lease.assignment)
+
     async def _until_over(self) -> None:
-        """Serve the log until the job is settled or its settle deadline is over."""
+        """Serve the log until the settle deadline is over: others may come late to ask for it."""
         while True:
-            job = await self._ports.chain.job(self._record.id)
             head = await self._ports.chain.head()
-            settled = job is not None and job.settled and job.paid >= job.total
-            if settled or head.timestamp > self._terms.settle_deadline:
+            if head.timestamp > self._terms.settle_deadline:
                 return
-            await self._ports.chain.wait_height(head.height + 2)
+            await self._ports.chain.wait_height(head.height + SERVE_BLOCKS)
 
     # ---- what comes in -------------------------------------------------------------------
 
@@ -235,21 +247,27 @@ class _JobKeeper:
     # ---- the course of the job -----------------------------------------------------------
 
     async def _drive(self) -> None:
-        """Lease shards until the job ends; log its end and the cuts."""
-        while self._live.end is None:
-            await self._end_dead_leases()
-            await self._assign()
-            await self._cut_if_worth_it()
-            reason = await self._reason_to_end()
-            if reason is not None:
-                await self._end(reason)
-                break
+        """Lease shards until the job ends; log its end and the cuts.
+
+        A change of term may drop the end itself: it is over when the final log says so.
+        """
+        while not self._author.view.state.book.closed:
+            if (await self._ports.chain.head()).timestamp > self._terms.settle_deadline:
+                return
+            if self._live.end is None:
+                await self._end_dead_leases()
+                await self._assign()
+                await self._cut_if_worth_it()
+                reason = await self._reason_to_end()
+                if reason is not None:
+                    await self._end(reason)
+            elif not self._live.book.closed and self._revealed_or_late():
+                await self._cut()
             grown, self._offered = self._author.grown, trio.Event()
             with trio.move_on_after(STEP_S):
                 async with trio.open_nursery() as waiting:
                     waiting.start_soon(_cancel_when, grown, waiting.cancel_scope)
                     waiting.start_soon(_cancel_when, self._offered, waiting.cancel_scope)
-        await self._last_cuts()
 
     async def _assign(self) -> None:
         """Lease free shards, fewest in flight first, and to each no more than it may have."""
@@ -310,14 +328,19 @@ class _JobKeeper:
     async def _hand_out(self, assignment: Signed[Assignment]) -> None:
         """Bring an assignment, which is on disk, to its worker; end the lease if it won't."""
         worker = Address(assignment.message.worker)
+        for _ in range(HAND_OUTS):
+            try:
+                accept = await self._ports.request(worker, assignment, deadline_s=HAND_OUT_S)
+                if accept is not None and isinstance(accept.message, LeaseAccept):
+                    await self._author.append(accept)
+                    return
+            except RequestTimeout as error:
+                log.info("assignment unanswered", shard=assignment.message.shard, why=str(error))
+                continue
+            except NetworkError as error:
+                log.info("lease not taken", shard=assignment.message.shard, why=str(error))
+            break
         lease = self._live.leases.get(assignment.digest)
-        try:
-            accept = await self._ports.request(worker, assignment, deadline_s=10.0)
-            if accept is not None and isinstance(accept.message, LeaseAccept):
-                await self._author.append(accept)
-                return
-        except NetworkError as error:
-            log.info("lease not taken", shard=assignment.message.shard, why=str(error))
         if lease is not None and lease.open:
             self._offers.pop(worker, None)
             await self._end_lease(lease, LeaseEndReason.FAILED)
@@ -357,42 +380,41 @@ class _JobKeeper:
         head = await self._ports.chain.head()
         if head.timestamp > self._terms.work_deadline - DEADLINE_MARGIN_S:
             return JobEndReason.DEADLINE
-        done = all(state.shard_done(shard) for shard in range(self._terms.shards))
-        if not done or not state.audited:
-            self._audited_at = None
+        if not state.complete or not state.audited:
+            self._waiting_since = None
             return None
-        if self._audited_at is None:
-            self._audited_at = trio.current_time()
-        waited = trio.current_time() - self._audited_at > REVEAL_WAIT_S
-        return JobEndReason.COMPLETE if state.revealed or waited else None
+        return JobEndReason.COMPLETE if self._revealed_or_late() else None
+
+    def _revealed_or_late(self) -> bool:
+        """Return whether every audit is revealed and can be paid, or had its time to be."""
+        if self._waiting_since is None:
+            self._waiting_since = trio.current_time()
+        waited = trio.current_time() - self._waiting_since > REVEAL_WAIT_S
+        return self._live.revealed or waited
 
     async def _end(self, reason: JobEndReason) -> None:
         output = ZERO
         if reason is JobEndReason.COMPLETE:
-            output = await self._wait_output()
+            works = [self._live.shard_done(shard) for shard in range(self._terms.shards)]
+            made_of = tuple(work.hash for work in works if work is not None)
+            with trio.move_on_after(STEP_S):
+                output = await self._combine(self._record.id, made_of)
             if output == ZERO:
-                reason = JobEndReason.DEADLINE
+                return  # not gathered yet: the deadline ends it if need be
         end = JobEnd(
             job_id=self._record.id, term=self._live.term, output_root=output, reason=reason
         )
-        await self._author.append(self._ports.sign(end))
-        log.info("job ended", job=self._record.id.hex()[:8], reason=reason.name.lower())
-
-    async def _wait_output(self) -> bytes:
-        """Return the combined output's digest; zero if it cannot be had before the deadline."""
-        while (await self._ports.chain.head()).timestamp <= self._terms.work_deadline:
-            with trio.move_on_after(10 * STEP_S):
-                return await self._combine(self._record.id)
-        return ZERO
+        (why,) = await self._author.append(self._ports.sign(end))
+        self._waiting_since = None
+        log.info("job ended", job=self._record.id.hex()[:8], reason=reason.name.lower(), why=why)
 
     async def _cut_if_worth_it(self) -> None:
-        works = list(self._live.works.values())
-        if len(self._live.book.payable(works, ended=False)) >= CUT_EVERY:
-            await self._cut()
-
-    async def _last_cuts(self) -> None:
-        """Cut until the book is closed: what is payable has entered."""
-        while not (self._live.book.finals and self._live.book.finals[-1]):
+        """Cut when enough is payable for an anchor, or a worker waits for it."""
+        state = self._live
+        payable = len(state.book.payable(list(state.works.values()), ended=False))
+        most = self._terms.max_unsettled
+        waiting = any(worker.unsettled >= most for worker in state.workers.values())
+        if payable >= CUT_EVERY or (payable and waiting):
             await self._cut()
 
     async def _cut(self) -> None:

@@ -8,6 +8,7 @@ import structlog
 import trio
 
 from meshd.ledger.audits import Work
+from meshd.ledger.jobstate import JobState
 from meshd.node.audits import Audit, AuditContext, reveal_due
 from meshd.node.compute.executor import ExecutorError
 from meshd.node.jobs import JobRecord, Jobs
@@ -26,10 +27,11 @@ log = structlog.get_logger()
 
 STEP_S = 2.0
 """Seconds after which a validator looks again though nothing happened."""
-BACKUP_BLOCKS = 60
+BACKUP_BLOCKS = 20
 """Blocks after which a member carries a settlement to the chain itself, times its place."""
-CLOSE_BLOCKS = 10
-"""Blocks after the work deadline that members give a late log to reach them."""
+SERVE_BLOCKS = 10
+AGAIN_S = 10.0
+"""Seconds after which an audit that is not through is taken up again."""
 
 
 class Validator:
@@ -71,12 +73,12 @@ class _Seat:
         self._terms: JobTerms = self._view.job.terms
         self._signer = SettlementSigner(self._ports, self._view)
         self._settler = Settler(self._ports, self._view)
-        self._taken: set[tuple[bytes, int, int]] = set()
-        """Audits that this run has begun: (commitment, kind, slot)."""
+        self._taken: set[tuple[bytes, int, int, int]] = set()
+        """Audits at work: (commitment, kind, beacon's height, slot)."""
         self._revealed: set[bytes] = set()
 
     async def run(self) -> None:
-        """Hold the seat until the job is settled."""
+        """Hold the seat until the job's settle deadline is over."""
         member = Member(self._ports, self._view)
         dispatch, job_id = self._ports.dispatch, self._record.id
         async with trio.open_nursery() as nursery:
@@ -86,7 +88,7 @@ class _Seat:
                 dispatch.on(OutputAck, job_id, self._on_ack),
             ):
                 nursery.start_soon(self._audit_all, nursery)
-                await self._wait_settled()
+                await self._settle_and_serve()
                 nursery.cancel_scope.cancel()
 
     # ---- audits --------------------------------------------------------------------------
@@ -97,10 +99,10 @@ class _Seat:
             for work in await self._view.audits(height):
                 track = work.track
                 assert track is not None
-                key = (work.hash, int(track.kind), track.index)
+                key = (work.hash, int(track.kind), track.beacon_height, track.index)
                 if track.auditor == self._ports.address and key not in self._taken:
                     self._taken.add(key)
-                    nursery.start_soon(self._audit, work)
+                    nursery.start_soon(self._audit, work, key)
             reveal_due(self._context, self._revealed, nursery)
             with trio.move_on_after(STEP_S):
                 async with trio.open_nursery() as waiting:
@@ -115,12 +117,15 @@ class _Seat:
         await self._view.changed(STEP_S)
         scope.cancel()
 
-    async def _audit(self, work: Work) -> None:
+    async def _audit(self, work: Work, key: tuple[bytes, int, int, int]) -> None:
+        """Audit; what the log has not taken by then is sent again by another run."""
         try:
             await Audit(self._context, work).run()
         except (ExecutorError, WorkloadError) as error:
             shard = work.assignment.message.shard
-            log.warning("audit given up: the next auditor takes it", shard=shard, why=str(error))
+            log.warning("audit failed", shard=shard, why=str(error))
+        await trio.sleep(AGAIN_S)
+        self._taken.discard(key)
 
     async def _on_ack(self, signed: Signed[Message]) -> None:
         """The aggregator holds an output: it need not be kept here any more."""
@@ -135,30 +140,26 @@ class _Seat:
 
     # ---- settlement ----------------------------------------------------------------------
 
-    async def _wait_settled(self) -> None:
-        """Wait for the job's end on chain; carry the settlement there if nobody else does."""
+    async def _settle_and_serve(self) -> None:
+        """Carry the settlement to the chain if nobody else does; serve the log to whoever asks
+        for it late, until the settle deadline is over.
+        """
         waited = 0
-        place = 1 + self._view.job.genesis.committee.index(self._ports.address)
+        patience = BACKUP_BLOCKS * (1 + self._view.job.genesis.committee.index(self._ports.address))
         while True:
-            job = await self._ports.chain.job(self._record.id)
-            if job is not None and job.settled and job.paid >= job.total:
-                return
             head = await self._ports.chain.head()
-            ended = self._view.state.end is not None and self._view.state.book.epoch > 0
-            overdue = head.timestamp > self._terms.work_deadline + CLOSE_BLOCKS
-            if ended or overdue:
-                waited += 1
-            if overdue and self._view.state.end is None:
-                await self._signer.close()
-            if waited > BACKUP_BLOCKS * place:
-                await self._settle_all()
-            if head.timestamp > self._terms.settle_deadline:
+            if await self._settler.too_late(head):
                 return
-            await self._ports.chain.wait_height(head.height + 1)
+            job = await self._ports.chain.job(self._record.id)
+            paid = job is not None and job.settled and job.paid >= job.total
+            state = await self._signer.closing.state()
+            if state.book.closed and not paid:
+                waited += 1
+                if waited > patience:
+                    await self._settle_all(state)
+            await self._ports.chain.wait_height(head.height + (SERVE_BLOCKS if paid else 1))
 
-    async def _settle_all(self) -> None:
-        state = self._view.state
-        if state.end is None:
-            state = await self._signer.close()
+    async def _settle_all(self, state: JobState) -> None:
         for epoch in range(1, state.book.epoch + 1):
-            await self._settler.settle(statement_at(self._view, state, epoch))
+            if not await self._settler.settle(statement_at(self._view, state, epoch)):
+                return

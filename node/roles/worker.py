@@ -47,6 +47,8 @@ log = structlog.get_logger()
 
 OFFER_S = 3.0
 """Seconds between two offers to the same orchestrator."""
+AGAIN_S = 10.0
+"""Seconds after which a commitment that was taken and is not in the log yet is sent again."""
 PROGRESS_S = 5.0
 """Seconds between two signs of life for a running shard."""
 
@@ -158,6 +160,7 @@ class _JobWork:
         self._terms: JobTerms = cast(Signed[JobTerms], record.terms).message
         self._shards: dict[bytes, Shard] = {}
         self._shared: set[bytes] = set()
+        self._taking = trio.Lock()
         self._plan: InferPlan
         self._view: LogView
         self._nursery: trio.Nursery
@@ -184,10 +187,16 @@ class _JobWork:
                 dispatch.on(OpenRequest, job_id, self._on_open),
             ):
                 nursery.start_soon(self._offer)
-                while self._view.state.end is None:
+                while not await self._ended():
                     await self._view.changed(OFFER_S)
                     self._share_accepted()
                 nursery.cancel_scope.cancel()
+
+    async def _ended(self) -> bool:
+        """Return whether nothing more can come of this job, whether or not its log says so."""
+        if self._view.state.end is not None:
+            return True
+        return (await self._ports.chain.head()).timestamp > self._terms.settle_deadline
 
     def _share_accepted(self) -> None:
         """Let the aggregator have what was accepted: its auditor may die with its copy."""
@@ -235,14 +244,15 @@ class _JobWork:
                 payee=self._ports.payee,
             )
         )
-        if assignment.digest not in self._shards:
-            shard = Shard(assignment, secrets.token_bytes(32))
-            await self._ports.store.execute(
-                "insert into shard values(?,?,?,?,?,null,null,0)",
-                (assignment.digest, self._record.id, assignment.raw, accept.raw, shard.seed),
-            )
-            self._shards[assignment.digest] = shard
-            self._nursery.start_soon(self._work, shard)
+        async with self._taking:
+            if assignment.digest not in self._shards:
+                shard = Shard(assignment, secrets.token_bytes(32))
+                await self._ports.store.execute(
+                    "insert into shard values(?,?,?,?,?,null,null,0)",
+                    (assignment.digest, self._record.id, assignment.raw, accept.raw, shard.seed),
+                )
+                self._shards[assignment.digest] = shard
+                self._nursery.start_soon(self._work, shard)
         return accept
 
     async def _load(self) -> None:
@@ -267,23 +277,31 @@ class _JobWork:
         if shard.commitment is None:
             if self._over(shard):
                 return
-            slot = await self._worker.take_slot()
-            self._worker.running[shard.assignment.digest] = shard
             try:
-                shard = await self._compute(shard, slot)
-            except (ExecutorError, WorkloadError) as error:
-                log.warning("shard failed", shard=shard.assignment.message.shard, why=str(error))
-                await self._hand_back(shard, LeaseEndReason.FAILED)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._show_progress, shard)
+                    shard = await self._compute_in_turn(shard)
+                    nursery.cancel_scope.cancel()
+            except* (ExecutorError, WorkloadError) as errors:
+                why = "; ".join(str(error) for error in errors.exceptions)
+                log.warning("shard failed", shard=shard.assignment.message.shard, why=why)
+        if shard.commitment is None:
+            await self._hand_back(shard, LeaseEndReason.FAILED)
+        else:
+            await self._hand_in(shard, shard.commitment)
+
+    async def _hand_in(self, shard: Shard, commitment: Signed[Commitment]) -> None:
+        """Send a commitment until the log has it, or the lease is over without it."""
+        while not self._logged(commitment.digest) and not self._over(shard):
+            why = await self._ports.deliver(
+                self._orchestrator, commitment, until=lambda: self._logged(commitment.digest)
+            )
+            if why is not None:
+                log.info("commitment refused", shard=shard.assignment.message.shard, why=why)
+            head = await self._ports.chain.head()
+            if head.height > shard.assignment.message.lease_until + self._terms.lease_blocks:
                 return
-            finally:
-                self._worker.running.pop(shard.assignment.digest, None)
-                self._worker.give_slot(slot)
-        commitment = cast(Signed[Commitment], shard.commitment)
-        why = await self._ports.deliver(
-            self._orchestrator, commitment, until=lambda: self._logged(commitment.digest)
-        )
-        if why is not None:
-            log.info("commitment refused", shard=shard.assignment.message.shard, why=why)
+            await trio.sleep(AGAIN_S)
 
     def _logged(self, name: bytes) -> bool:
         return name in self._view.state or self._view.state.end is not None
@@ -293,16 +311,22 @@ class _JobWork:
         lease = self._view.state.leases.get(shard.assignment.digest)
         return lease is not None and not lease.open
 
+    async def _compute_in_turn(self, shard: Shard) -> Shard:
+        slot = await self._worker.take_slot()
+        self._worker.running[shard.assignment.digest] = shard
+        try:
+            return await self._compute(shard, slot)
+        finally:
+            self._worker.running.pop(shard.assignment.digest, None)
+            self._worker.give_slot(slot)
+
     async def _compute(self, shard: Shard, slot: int) -> Shard:
         message = shard.assignment.message
         rows = self._plan.rows(message.shard)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._show_progress, shard, len(rows))
-            inputs = await self._inputs(rows)
-            began = trio.current_time()
-            packed = await self._ports.executor.infer(self._request(slot, inputs))
-            await self._worker.note_speed(message.units, trio.current_time() - began)
-            nursery.cancel_scope.cancel()
+        inputs = await self._inputs(rows)
+        began = trio.current_time()
+        packed = await self._ports.executor.infer(self._request(slot, inputs))
+        await self._worker.note_speed(message.units, trio.current_time() - began)
         place = ResultPlace(self._record.id, message.shard, self._ports.address)
         commitment = self._ports.sign(
             Commitment(
@@ -347,7 +371,9 @@ class _JobWork:
             chunks[digest] = self._ports.blobs.read(digest)
         return self._plan.inputs(chunks, rows)
 
-    async def _show_progress(self, shard: Shard, total: int) -> None:
+    async def _show_progress(self, shard: Shard) -> None:
+        """Give signs of life for a leased shard, while it waits for its turn too."""
+        total = len(self._plan.rows(shard.assignment.message.shard))
         while True:
             progress = Progress(
                 job_id=self._record.id,

@@ -16,7 +16,7 @@ import msgpack
 
 from meshd.node.workloads.errors import RowsError
 from meshd.node.workloads.strictpack import Reader, column_problem, packed_columns
-from meshd.node.workloads.tensors import DTYPES, Column, TensorSpec, valid_numbers
+from meshd.node.workloads.tensors import DTYPES, Column, valid_numbers
 
 MAGIC: Final = b"MESHROW1"
 MAX_HEADER: Final = 64 << 10
@@ -187,11 +187,6 @@ def floats(data: bytes, dtype: str) -> Sequence[float]:
 def f32_bytes(values: Sequence[float]) -> bytes:
     """Return floats rounded to float32, little-endian."""
     return struct.pack(f"<{len(values)}f", *array("f", values))
-
-
-def zeros(spec: TensorSpec) -> bytes:
-    """Return the packed bytes of an array of zeros."""
-    return bytes(spec.nbytes)
 
 
 def _floats_agree(a: bytes, b: bytes, dtype: str, rtol: float) -> bool:

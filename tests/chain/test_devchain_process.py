@@ -19,12 +19,11 @@ import trio
 from eth_abi.abi import encode
 from eth_utils import keccak, to_checksum_address
 from web3 import AsyncWeb3
-from web3._utils.encoding import FriendlyJsonSerde
 from web3.exceptions import ContractCustomError, ContractLogicError, Web3RPCError
-from web3.providers.async_base import AsyncBaseProvider
 
 from meshd.ledger.devchain.errors import ChainFileError, DevchainError
 from meshd.ledger.devchain.service import DevchainConfig, run, serve
+from meshd.ledger.evm import TrioProvider
 from meshd.p2p.identity import Address
 from tests.chain.conftest import ETHER, GWEI, Sender, creation_code, word
 
@@ -33,6 +32,7 @@ PROGRAM = """
 import json, sys, trio
 from pathlib import Path
 from meshd.ledger.devchain.service import serve
+from meshd.ledger.evm import TrioProvider
 from meshd.p2p.identity import Address
 
 async def main():
@@ -227,21 +227,6 @@ async def test_a_configuration_says_everything(
 # -- web3 --
 
 
-class TrioProvider(AsyncBaseProvider):
-    """web3's requests over httpx, so that they run under trio."""
-
-    def __init__(self, http: httpx.AsyncClient, url: str) -> None:
-        super().__init__()
-        self._http = http
-        self._url = url
-
-    async def make_request(self, method: Any, params: Any) -> Any:
-        request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-        body = FriendlyJsonSerde().json_encode(request)
-        headers = {"content-type": "application/json"}
-        return (await self._http.post(self._url, content=body, headers=headers)).json()
-
-
 ABI = [
     {
         "type": "event",
@@ -266,11 +251,10 @@ async def web3(
     tmp_path: Path, accounts: dict[Address, int]
 ) -> AsyncIterator[AsyncWeb3[TrioProvider]]:
     options = {"block_time": 0.02, "clock": FastClock()}
-    async with (
-        served(tmp_path / "c", accounts, **options) as rpc,
-        httpx.AsyncClient(timeout=10) as http,
-    ):
-        yield AsyncWeb3(TrioProvider(http, rpc.url))
+    async with served(tmp_path / "c", accounts, **options) as rpc:
+        provider = TrioProvider(rpc.url)
+        yield AsyncWeb3(provider)
+        await provider.aclose()
 
 
 async def mine(web3: AsyncWeb3[TrioProvider], sender: Sender, **fields: Any) -> Any:

@@ -185,6 +185,20 @@ async def test_a_node_is_reached_by_its_record_though_nobody_dialled_it(kit):
     assert {peer.address for peer in bob.network.peers()} == {hub.address, carol.address}
 
 
+async def test_a_node_whose_record_is_not_known_is_found_in_the_dht(kit):
+    loners = NetworkSettings(lan=True, target_peers=1)
+    hub = await kit.start(1, settings=NetworkSettings(lan=True, target_peers=0))
+    bob = await kit.start(2, [hub.multiaddr], settings=loners)
+    carol = await kit.start(3, [hub.multiaddr], settings=loners)
+    key = f"/meshd-net-test/{carol.address.hex()}".encode()
+    stored = hub.network._discovery._directory._dht.value_store
+    await kit.eventually(lambda: stored.get(key))
+    await kit.eventually(lambda: len(bob.network.capabilities()) == 3)
+    del bob.network._book._records[carol.address]
+    await kit.assert_serves(carol, bob)
+    assert len(bob.network.capabilities()) == 3
+
+
 async def test_a_blob_is_finished_from_another_holder_when_one_stops(kit):
     alice = await kit.start(1)
     holders = [await kit.start(number, [alice.multiaddr]) for number in (2, 3)]
@@ -258,11 +272,12 @@ async def test_what_the_body_raises_comes_out_bare_and_nothing_is_left_running(k
             await kit.eventually(lambda: network.peers())
             raise KeyError("own")
 
-    with pytest.raises(KeyError, match="own"):
-        await run_and_fail()
-    await kit.eventually(lambda: not alice.network.peers())
-    await kit.eventually(
-        lambda: trio.lowlevel.current_statistics().tasks_living <= tasks, within_s=15
+    for _ in range(5):
+        with pytest.raises(KeyError, match="own"):
+            await run_and_fail()
+        await kit.eventually(lambda: not alice.network.peers())
+    await kit.eventually(  # alice's own tasks come and go: fewer than one is left a round
+        lambda: trio.lowlevel.current_statistics().tasks_living < tasks + 5
     )
 
 

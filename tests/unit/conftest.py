@@ -140,7 +140,18 @@ class FakeNode:
             "quorum": 2,
             "term": 0,
             "certified_seq": 5,
-            "workers": [{"account": ALICE, "accepted": 4, "rejected": 0, "leases": 1}],
+            "workers": [
+                {
+                    "account": ALICE,
+                    "accepted": 4,
+                    "rejected": 0,
+                    "voided": 0,
+                    "leases": 5,
+                    "lost": 1,
+                    "finding": "",
+                }
+            ],
+            "audits": [],
             "escrow": {"deposited": "50", "burnt": "0.5", "paid": "0", "refunded": "0"},
             "anchors": [],
             "output": "",

@@ -113,3 +113,191 @@ def whole_report() -> Report:
 
 
 REPORT = whole_report()
+
+
+def with_job(report: Report, **changes: Any) -> Report:
+    return replace(report, jobs=(replace(report.jobs[0], **changes),))
+
+
+def with_account(report: Report, name: str, **changes: Any) -> Report:
+    accounts = [replace(a, **changes) if a.name == name else a for a in report.accounts]
+    return replace(report, accounts=tuple(accounts))
+
+
+def test_a_run_that_holds_has_no_problem() -> None:
+    assert problems(REPORT) == []
+
+
+Change = Callable[[Report], Report]
+
+BROKEN: dict[str, tuple[Change, str]] = {
+    "no job": (lambda r: replace(r, jobs=()), "no job ran"),
+    "failed": (lambda r: with_job(r, state="failed", why="no worker"), "failed, not settled: no w"),
+    "shard missing": (
+        lambda r: with_job(r, shards=replace(r.jobs[0].shards, accepted=15)),
+        "15 of 16 shards were accepted",
+    ),
+    "no shards": (lambda r: with_job(r, shards=Shards(0, 0, 1, 1)), "0 of 0 shards"),
+    "not compared": (lambda r: with_job(r, check=None), "was not compared with plain torch"),
+    "no rows": (lambda r: with_job(r, check=Check(0, 0.0)), "was not compared"),
+    "other output": (lambda r: with_job(r, check=Check(2048, 2e-5)), "by 2e-05, more than 1e-05"),
+    "not a number": (lambda r: with_job(r, check=Check(2048, math.nan)), "by nan, more than"),
+    "whose shard": (
+        lambda r: replace(r, workers=r.workers[:1] + r.workers[2:]),
+        "16 shards were accepted, but the workers' add up to 9",
+    ),
+    "not caught": (lambda r: replace(r, cheater=replace(r.cheater, rejected=0)), "not caught"),
+    "cheater paid": (lambda r: replace(r, cheater=replace(r.cheater, received=1)), "received 0.0"),
+    "not re-issued": (
+        lambda r: replace(r, killed=replace(r.killed, reissued=0)),
+        "no shard of the killed worker 16Uiu2",
+    ),
+    "honest rejected": (
+        lambda r: replace(r, workers=(replace(r.workers[0], rejected=2), *r.workers[1:])),
+        "worker-1 is honest, and 2 of its shards were rejected",
+    ),
+    "unaudited": (lambda r: replace(r, audits=r.audits[:3]), "only 12 audits passed"),
+    "free audits": (lambda r: replace(r, audit_overhead=0.0), "audit_overhead is 0"),
+    "endless audits": (
+        lambda r: replace(r, audit_overhead_steady=math.inf),
+        "audit_overhead_steady is inf",
+    ),
+    "no heads": (lambda r: replace(r, heads=0), "no head of a job log was certified"),
+    "paid twice": (
+        lambda r: replace(r, receipts=(replace(r.receipts[0], count=17), *r.receipts[1:])),
+        "16 shards were accepted, but 17 receipts are of work",
+    ),
+    "receipts wrong": (
+        lambda r: replace(
+            r, receipts=(replace(r.receipts[0], amount=r.receipts[0].amount + 1), *r.receipts[1:])
+        ),
+        "the receipts add up to",
+    ),
+    "no anchor": (lambda r: replace(r, anchors=()), "no settlement was anchored"),
+    "no transaction": (
+        lambda r: replace(r, anchors=(replace(r.anchors[0], tx=""),)),
+        "the anchor of epoch 1 has no transaction",
+    ),
+    "no deposit": (
+        lambda r: replace(r, escrow=replace(r.escrow, deposited=0)),
+        "nothing was deposited",
+    ),
+    "escrow short": (
+        lambda r: replace(r, escrow=replace(r.escrow, refunded=r.escrow.refunded - 1)),
+        "the escrow is not exact: 10 MCC deposited, 9.999999999999999999 burnt, paid and refunded",
+    ),
+    "escrow over": (
+        lambda r: replace(r, escrow=replace(r.escrow, burnt=r.escrow.burnt + 1)),
+        "the escrow is not exact",
+    ),
+    "unpaid": (
+        lambda r: with_account(r, "worker-1", after=1000 * ONE_MCC),
+        f"worker-1 {ALICE} received 0 MCC, its receipts add up to 2.79",
+    ),
+    "overpaid": (
+        lambda r: with_account(r, "validator-2", after=801 * ONE_MCC),
+        f"validator-2 {VALIDATORS[1]} received 1 MCC",
+    ),
+    "paid elsewhere": (
+        lambda r: with_account(r, "validator-2", after=800 * ONE_MCC, earned=0),
+        "MCC, the accounts received",
+    ),
+    "twice": (
+        lambda r: with_account(r, "worker-4", address=CAROL),
+        f"the account {CAROL} is listed twice",
+    ),
+    "worker missing": (
+        lambda r: replace(r, accounts=tuple(a for a in r.accounts if a.name != "worker-4")),
+        f"the account {MALLORY} of a worker is missing",
+    ),
+    "researcher": (
+        lambda r: replace(r, researcher=replace(r.researcher, after=r.researcher.after - 1)),
+        "the jobs cost the researcher",
+    ),
+    "no processes": (lambda r: replace(r, processes=()), "no process is listed"),
+    "shared process": (
+        lambda r: replace(
+            r, processes=(*r.processes[:2], replace(r.processes[2], pid=4001), *r.processes[3:])
+        ),
+        "orchestrator and worker have the same pid 4001",
+    ),
+    "shared port": (
+        lambda r: replace(r, processes=(replace(r.processes[0], port=30_009), *r.processes[1:])),
+        "chain and researcher have the same port 30009",
+    ),
+    "left behind": (
+        lambda r: replace(r, left_behind=("process 4711",)),
+        "left behind: process 4711",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_does_not_hold_is_named(name: str) -> None:
+    change, said = BROKEN[name]
+    found = problems(change(REPORT))
+    assert any(said in problem for problem in found), found
+
+
+def test_a_killed_worker_may_have_been_found_silent() -> None:
+    workers = [replace(w, rejected=1) if w.mark == "killed" else w for w in REPORT.workers]
+    assert problems(replace(REPORT, workers=tuple(workers))) == []
+
+
+def test_every_problem_is_named_not_the_first_only() -> None:
+    broken = with_job(REPORT, state="failed", check=None)
+    assert len(problems(replace(broken, anchors=(), left_behind=("a", "b")))) == 5
+
+
+def test_the_json_has_exactly_the_promised_keys() -> None:
+    found = json.loads(json.dumps(to_json(REPORT)))
+    assert list(found) == [
+        "jobs",
+        "cheater",
+        "killed",
+        "receipts",
+        "anchors",
+        "payments",
+        "escrow",
+        "audit_overhead",
+        "audit_overhead_steady",
+        "processes",
+        "seconds",
+        "pss_mb",
+    ]
+    assert found["jobs"] == [
+        {
+            "id": JOB,
+            "kind": "infer",
+            "state": "settled",
+            "shards": {"total": 16, "accepted": 16, "rejected": 1, "reissued": 3},
+            "seconds": 121.25,
+            "check": {"rows": 2048, "max_abs_diff": 3.1e-7},
+        }
+    ]
+    assert found["cheater"] == {"address": MALLORY, "rejected": 1, "received": "0"}
+    assert found["killed"] == {"peer": REPORT.killed.peer, "reissued": 1}
+    assert found["receipts"] == 38
+    assert found["anchors"] == [{"epoch": 1, "root": "0x" + "7e" * 32, "tx": "0x" + "5d" * 32}]
+    assert found["processes"][0] == {"role": "chain", "pid": 4000, "port": 30_000}
+
+
+def test_amounts_in_json_are_exact_decimal_text_and_add_up() -> None:
+    found: Any = to_json(REPORT)
+    escrow = {name: parse_mcc(amount) for name, amount in found["escrow"].items()}
+    assert escrow["deposited"] == escrow["burnt"] + escrow["paid"] + escrow["refunded"]
+    assert len(found["payments"]) == 8
+    assert found["payments"][MALLORY] == {"earned": "0", "received": "0"}
+    assert RESEARCHER not in found["payments"]
+    received = [parse_mcc(payment["received"]) for payment in found["payments"].values()]
+    assert sum(received) == escrow["paid"]
+
+
+def test_an_output_that_was_not_compared_is_null_in_json() -> None:
+    found: Any = to_json(with_job(REPORT, check=None))
+    assert found["jobs"][0]["check"] is None
+
+
+def test_a_committee_below_seven_is_small() -> None:
+    assert REPORT.small_committee
+    assert not replace(REPORT, committee=7, quorum=5).small_committee

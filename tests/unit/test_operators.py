@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -326,3 +327,15 @@ def test_rules_name_what_does_not_fit() -> None:
         shapes_layers.linear(f(2, 3), f(5, 4), None)
     with pytest.raises(ProgramError, match=r"index 5 is outside dimension 0"):
         shapes_moved.select(f(5), 0, 5)
+
+
+def test_the_documentation_lists_every_operator_with_its_arguments_and_units() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "programs.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    documented = [row for row in rows if row.split("`")[1] in {*OPERATORS, "sym_size"}]
+    expected = ["| `sym_size` | x: tensor, dim: int | 0 |"]
+    for operator in OPERATORS.values():
+        arguments = ", ".join(f"{p.name}: {p.kind}" for p in operator.parameters)
+        escaped = arguments.replace("|", r"\|")
+        expected.append(f"| `{operator.name}` | {escaped} | {operator.cost.formula} |")
+    assert documented == expected

@@ -1,0 +1,193 @@
+"""What must hold after every run, whoever cheated and whatever broke."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from meshd.ledger.audits import Status, Work
+from meshd.ledger.jobstate import JobState
+from meshd.ledger.settlement import Statement
+from meshd.node.log.view import LogView
+from meshd.node.researcher import SubmittedJob
+from meshd.node.settling import closed_state, statement_at
+from meshd.node.workloads.rows import unpack
+from meshd.p2p.identity import Address
+from meshd.p2p.messages import AuditResult, JobTerms, Receipt
+from sim.swarm import SimNode, Swarm, reference_rows
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who is honest, and whose machine and network worked all the time."""
+
+    dishonest: frozenset[str] = frozenset()
+    troubled: frozenset[str] = frozenset()
+    """Crashed, cut off or without a chain for a while: they may rightly be found silent."""
+    liars_decide: bool = False
+    """So many lying auditors that the committee's word is theirs."""
+
+    def honest(self, swarm: Swarm) -> list[SimNode]:
+        """Return the honest nodes."""
+        return [node for node in swarm.nodes.values() if node.name not in self.dishonest]
+
+
+async def check_all(swarm: Swarm, researcher: SimNode, job_id: bytes, cast: Cast) -> JobState | None:
+    """Check every invariant of one job that is over; return what its log says, if it has one."""
+    job = swarm.job(researcher, job_id)
+    assert job is not None
+    check_swarm(swarm, cast)
+    check_escrow(swarm, job)
+    view = await longest_view(swarm, job, cast)
+    if view is None:
+        assert job.state.value in ("failed", "cancelled"), job.state
+        return None
+    state = view.state if view.state.book.closed else await closed_state(view)
+    statement = statement_at(view, state, state.book.epoch)
+    check_money(swarm, job, state, statement)
+    check_receipts(state, statement.receipts)
+    check_settlements(swarm, job, cast)
+    check_verdicts(swarm, state, cast)
+    check_output(swarm, researcher, job, state, cast)
+    return state
+
+
+def check_swarm(swarm: Swarm, cast: Cast) -> None:
+    """No handler failed, no honest node said two things where one may be said, books balance."""
+    assert swarm.network.handler_errors == []
+    dishonest = {swarm.nodes[name].address for name in cast.dishonest}
+    lies = [said for said in swarm.wiretap.contradictions if said[0] not in dishonest]
+    assert not lies, [(swarm.by_address(who).name, kind, about) for who, kind, about in lies]
+    assert swarm.ledger.imbalances() == []
+
+
+def check_escrow(swarm: Swarm, job: SubmittedJob) -> None:
+    """The job is over, and all of its deposit is burnt, paid or refunded."""
+    assert job.state.value in ("settled", "cancelled", "failed"), job.state
+    sums = swarm.ledger.escrow(job.id)
+    assert sums.deposited == job.terms.message.cap
+    assert sums.held == 0, (job.state, job.detail, sums)
+
+
+async def longest_view(swarm: Swarm, job: SubmittedJob, cast: Cast) -> LogView | None:
+    """Return the honest view that reaches furthest; all of them must be prefixes of it."""
+    views = [job.view] if job.view is not None else []
+    for node in cast.honest(swarm):
+        view = node.node.jobs.known_view(job.id) if node.node is not None else None
+        if view is not None:
+            views.append(view)
+    if not views:
+        return None
+    longest = max(views, key=lambda view: len(view.log.final))
+    heads = [batch.head.digest for batch in longest.log.final]
+    for view in views:
+        own = [batch.head.digest for batch in view.log.final]
+        assert own == heads[: len(own)], "two final logs contradict each other"
+    return longest if heads else None
+
+
+def check_money(
+    swarm: Swarm, job: SubmittedJob, state: JobState, statement: Statement
+) -> None:
+    """What the chain paid is what the log owes, account by account; or nothing was anchored."""
+    pot = swarm.ledger.state().pots[job.id]
+    claimed = {
+        account: amount
+        for (paid_job, account), amount in swarm.ledger.state().claimed.items()
+        if paid_job == job.id
+    }
+    total = sum(claimed.values())
+    assert total == pot.paid == pot.settled_total, "promised and not paid"
+    owed = {Address(leaf.account): leaf.earned for leaf in statement.leaves if leaf.earned}
+    if pot.is_final:
+        assert claimed == owed
+    for account, amount in claimed.items():
+        assert amount <= owed.get(account, 0), f"{account.hex()} got more than the log owes"
+    del state
+
+
+def check_receipts(state: JobState, receipts: Sequence[Receipt]) -> None:
+    """Nothing unaudited is paid, nothing twice, nobody caught for what was not settled before."""
+    paid: set[int] = set()
+    for receipt in receipts:
+        assert receipt.amount >= 0
+        if receipt.receipt_kind == "work":
+            assert receipt.shard not in paid, f"shard {receipt.shard} is paid twice"
+            paid.add(receipt.shard)
+            work = state.works[receipt.commitment_hash]
+            assert work.status is Status.ACCEPTED
+            assert any(_is_good(finding.result) for finding in work.findings)
+            assert not state.workers[work.worker].rejected or work.epoch
+        if receipt.receipt_kind == "audit":
+            assert receipt.signer in state.genesis.committee
+    for finding in (f for work in state.works.values() for f in work.findings):
+        assert finding.auditor in state.genesis.committee
+    work_pay = sum(r.amount + r.charged for r in receipts if r.receipt_kind == "work")
+    audit_pay = sum(r.amount for r in receipts if r.receipt_kind == "audit")
+    charged = sum(r.charged for r in receipts)
+    budget = state.terms.cap * state.terms.audit_budget // 10**6
+    assert audit_pay - charged <= budget
+    services = sum(r.amount for r in receipts if r.receipt_kind in ("orchestrate", "aggregate"))
+    shares = state.terms.orchestrator_share + state.terms.aggregator_share
+    assert services <= work_pay * shares // 10**6
+
+
+def _is_good(result: AuditResult) -> bool:
+    return result is AuditResult.ACCEPTED
+
+
+def check_settlements(swarm: Swarm, job: SubmittedJob, cast: Cast) -> None:
+    """Every honest member signed the same settlement of the same epoch."""
+    dishonest = {swarm.nodes[name].address for name in cast.dishonest}
+    for (job_id, epoch), signed in swarm.wiretap.settlements.items():
+        if job_id == job.id:
+            roots = {root for member, root in signed.items() if member not in dishonest}
+            assert len(roots) <= 1, f"members disagree on the settlement of epoch {epoch}"
+
+
+def check_verdicts(swarm: Swarm, state: JobState, cast: Cast) -> None:
+    """No honest worker is found wrong, and no reachable one silent."""
+    if cast.liars_decide:
+        return
+    for work in state.works.values():
+        name = swarm.by_address(work.worker).name
+        if work.status is not Status.REJECTED or name in cast.dishonest:
+            continue
+        assert work.reason == "silent", f"honest {name} was found {work.reason}"
+        assert name in cast.troubled, f"honest, reachable {name} was found silent"
+
+
+def check_output(
+    swarm: Swarm, researcher: SimNode, job: SubmittedJob, state: JobState, cast: Cast
+) -> None:
+    """A settled job's output is right wherever an honest worker computed or an honest auditor
+    looked: elsewhere a cheater may have been lucky.
+    """
+    if job.state.value != "settled":
+        return
+    assert job.output is not None
+    terms = job.terms.message
+    rows = unpack(researcher.blobs.read(job.output)).rows()
+    right = reference_rows(terms.rows)
+    assert len(rows) == len(right)
+    for shard in range(terms.shards):
+        work = state.shard_done(shard)
+        assert work is not None
+        first = shard * terms.rows_per_shard
+        for index in _certain_rows(swarm, work, terms, cast):
+            assert rows[first + index] == right[first + index], f"shard {shard} row {index}"
+
+
+def _certain_rows(
+    swarm: Swarm, work: Work, terms: JobTerms, cast: Cast
+) -> Collection[int]:
+    """Return the rows of a shard that cannot be wrong."""
+    if swarm.by_address(work.worker).name not in cast.dishonest:
+        return range(work.commitment.message.n)
+    return {
+        row
+        for finding in work.findings
+        if _is_good(finding.result)
+        and swarm.by_address(finding.auditor).name not in cast.dishonest
+        for row in finding.challenge.message.drawn
+    }
