@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -66,8 +67,9 @@ class EvmChain:
         self._poll_s = poll_s
         self._outbox: Outbox | None = None
         self._connecting = trio.Lock()
-        self._head: tuple[float, Block] | None = None
-        self._polling = trio.Lock()
+        self._head: Block | None = None
+        self._asked_at = -math.inf
+        self._asking = trio.Lock()
         self._spec_hashes: dict[bytes, bytes] = {}
 
     @property
@@ -132,13 +134,19 @@ class EvmChain:
 
     async def head(self) -> Block:
         """Return the newest block, at most one poll old. Raises ChainUnavailable."""
-        if self._head is not None and trio.current_time() - self._head[0] < self._poll_s:
-            return self._head[1]
-        block = await self._rpc.block()
-        if block is None:
-            raise ChainUnavailable("the chain has no block: check chain.rpc")
-        self._head = (trio.current_time(), block)
-        return block
+        async with self._asking:
+            is_old = trio.current_time() - self._asked_at >= self._poll_s
+            if self._head is None or is_old:
+                self._head = None
+                try:
+                    self._head = await self._rpc.block()
+                finally:
+                    self._asked_at = trio.current_time()
+            if self._head is None:
+                raise ChainUnavailable(
+                    f"the chain at {self._rpc.url} has no block: check chain.rpc"
+                )
+            return self._head
 
     async def block(self, height: int) -> Block | None:
         """Return the block at *height*; None if there is none yet. Raises ChainUnavailable."""
@@ -146,22 +154,21 @@ class EvmChain:
 
     async def wait_height(self, height: int) -> Block:
         """Return the block at *height* as soon as it exists; an outage is waited out."""
+        is_down = False
         while True:
             try:
-                # One poll serves all who wait.
-                async with self._polling:
-                    head = await self.head()
-                    if head.height < height:
-                        await trio.sleep(self._poll_s)
-                        continue
-                if head.height == height:
-                    return head
-                block = await self.block(height)
-                if block is not None:
-                    return block
+                head = await self.head()
+                if head.height >= height:
+                    block = head if head.height == height else await self.block(height)
+                    if block is not None:
+                        return block
+                is_down = False
             except ChainUnavailable as error:
-                _log.info("chain.unavailable", error=str(error))
-                await trio.sleep(self._poll_s)
+                if not is_down:
+                    _log.warning("chain.unavailable", reason=str(error))
+                is_down = True
+            # All who wait wake together, and one question answers them all.
+            await trio.sleep_until(self._asked_at + self._poll_s)
 
     async def events(self, from_height: int, to_height: int) -> Sequence[ChainEvent]:
         """Return the escrow's events in that range of heights, in order."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar, cast
 
 from meshd.ledger.chain import JobStarted
@@ -25,6 +26,10 @@ from meshd.p2p.messages import (
 )
 
 M = TypeVar("M", bound=Message)
+
+
+_recover = lru_cache(maxsize=4096)(recover)
+"""Certificates come by several ways: each of their signatures is checked once."""
 
 
 class LogError(Exception):
@@ -111,7 +116,7 @@ def check_signature(genesis: Genesis, value: bytes, signer: Address, signature: 
     if signer not in genesis.committee:
         raise LogError(f"0x{signer.hex()} is not in the committee")
     try:
-        if recover(value, signature) != signer:
+        if _recover(value, signature) != signer:
             raise LogError(f"signature is not that of 0x{signer.hex()}")
     except IdentityError as error:
         raise LogError(str(error)) from error

@@ -140,7 +140,7 @@ class Outbox:
 
     async def run(self) -> None:
         """Sign, send and follow what is put, until cancelled."""
-        seen = -1
+        seen, is_down = -1, False
         while True:
             changed = self._intents.changed
             if not await self._intents.has_work():
@@ -151,8 +151,11 @@ class Outbox:
                 if height != seen or await self._intents.new():
                     await self.step(height)
                     seen = height
+                is_down = False
             except ChainUnavailable as error:
-                _log.info("outbox.chain_unavailable", error=str(error))
+                if not is_down:
+                    _log.warning("outbox.chain_unavailable", reason=str(error))
+                is_down = True
             await trio.sleep(self._poll_s)
 
     async def step(self, height: int) -> None:

@@ -398,6 +398,8 @@ contract NodeRegistryTest is Swarm {
         passEpoch();
         address weakest = vm.addr(100);
         address same = addValidator(1000, MINIMUM_STAKE);
+        passEpoch();
+        assertEq(_weightOf(weakest, registry.currentEpoch()), 100, "an equal one displaces nobody");
         address heavier = addValidator(2000, MINIMUM_STAKE + 2e18);
         passEpoch();
         assertEq(registry.validators().length, seats, "bounded");

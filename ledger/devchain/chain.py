@@ -13,9 +13,10 @@ from pathlib import Path
 import structlog
 import trio
 from eth.vm.forks.prague.blocks import PragueBlockHeader
+from eth_hash.auto import keccak
 from eth_utils.exceptions import ValidationError
 
-from meshd.ledger.devchain.errors import ChainFileError
+from meshd.ledger.devchain.errors import ChainFileError, TransactionRefused
 from meshd.ledger.devchain.execution import Accounts, BlockBuilder, Execution, next_header
 from meshd.ledger.devchain.pool import Pool, Waiting, waiting_from_raw
 from meshd.ledger.devchain.store import Store
@@ -164,13 +165,7 @@ class Devchain:
             self.store.drop_pending_hash(waiting.hash)
         if self.pool.get(waiting.hash) is not None:
             self.pool.drop(waiting.slot)
-        _log.warning(
-            "devchain.transaction_dropped",
-            transaction="0x" + waiting.hash.hex(),
-            sender=hex_address(waiting.sender),
-            nonce=waiting.nonce,
-            reason=reason[:300],
-        )
+        _log_dropped(waiting.hash, reason, sender=hex_address(waiting.sender), nonce=waiting.nonce)
 
     def _next_timestamp(self) -> int:
         return max(self.head.timestamp + 1, int(self._clock()))
@@ -206,7 +201,13 @@ class Devchain:
     def _stored_pool(self) -> Pool:
         pool = Pool()
         for raw in self.store.pending():
-            pool.put(waiting_from_raw(raw, self.chain_id))
+            try:
+                pool.put(waiting_from_raw(raw, self.chain_id))
+            except TransactionRefused as error:  # under the rules of an earlier version it was fine
+                transaction = keccak(raw)
+                with self.store.transaction():
+                    self.store.drop_pending_hash(transaction)
+                _log_dropped(transaction, str(error))
         return pool
 
 
@@ -216,3 +217,12 @@ class _CannotExecute(Exception):
     def __init__(self, waiting: Waiting) -> None:
         super().__init__(waiting.hash.hex())
         self.waiting = waiting
+
+
+def _log_dropped(transaction: bytes, reason: str, **details: str | int) -> None:
+    _log.warning(
+        "devchain.transaction_dropped",
+        transaction="0x" + transaction.hex(),
+        reason=reason[:300],
+        **details,
+    )

@@ -106,8 +106,18 @@ def up(**options: Any) -> None:
         click.echo(f"meshd: warning: {warning}", err=True)
     if config.data_dir is not None:
         _refuse_wide_key(config.data_dir)
-    importlib.import_module("meshd.node.daemon").main(config)
+    _load_daemon().main(config)
     sys.stdout.flush()
+
+
+def _load_daemon() -> Any:
+    """Import the daemon without rich, which structlog would load to draw tracebacks: 3 MB."""
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+    try:
+        return importlib.import_module("meshd.node.daemon")
+    finally:
+        if sys.modules["rich"] is None:
+            del sys.modules["rich"]
 
 
 def _refuse_wide_key(data_dir: Path) -> None:

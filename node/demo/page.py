@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from io import StringIO
-from itertools import islice, product
+from itertools import product
 from operator import attrgetter
 from typing import Final
 
@@ -43,7 +43,7 @@ _INDENT: Final = 2
 _CUT: Final = 4
 """Decimals of balances where exact ones do not fit; differences are never cut."""
 _BLOCKS: Final = 12
-_LINE: Final = 32
+_LINE: Final = 24
 """Length of the bars on the last page, and of those before it."""
 _MOST_FINDINGS: Final = 4
 
@@ -53,8 +53,7 @@ _MARKS: Final = {
     "killed": ("killed", "bold yellow"),
 }
 _COUNTS: Final = ("accepted", "rejected", "void", "lost")
-_ALWAYS: Final = ("accepted", "rejected")
-"""Columns that are shown even if there is nothing in them."""
+"""What is counted of a worker; the last two are shown only where there are any."""
 _KINDS: Final = ("first", "second", "confirm")
 _RESULTS: Final = ("accepted", "mismatch", "silent", "malformed")
 
@@ -101,12 +100,10 @@ class Progress:
         shards = detail["shards"]
         now = (detail["id"], detail["state"], *shards.values())
         if now != self._said and not self._console.is_terminal:
-            self._say(
-                f"{detail['state']}: {shards['accepted']} of "
-                f"{count_of(shards['total'], 'shard')} accepted, {shards['rejected']} rejected, "
-                f"{shards['reissued']} re-issued, {detail['certified_seq']} heads certified"
-            )
+            self._say(f"{detail['state']}: {_counts(detail)}, {_seen(detail)}")
         self._job, self._said = detail, now
+        if self._live.is_started:
+            self._live.refresh()
 
     def _end_phase(self) -> None:
         if self._phase:
@@ -127,17 +124,23 @@ class Progress:
         done = bar(shards["accepted"], shards["total"], _LINE, plain=self._plain)
         lines.append(f"\n          {job['state']}  ")
         lines.append(f"{done:<{_LINE}}", style="green")
-        lines.append(
-            f"  {shards['accepted']} of {count_of(shards['total'], 'shard')}, "
-            f"{shards['rejected']} rejected, {shards['reissued']} re-issued"
-            f"\n          {count_of(job['certified_seq'], 'log head')} certified"
-        )
+        lines.append(f"  {_counts(job)}\n          {_seen(job)}")
         for worker in job["workers"]:
             lines.append(f"\n          worker {short_hex(worker['account'])}  ")
             own = bar(worker["accepted"], shards["total"], _LINE, plain=self._plain)
             lines.append(f"{own:<{_LINE}}", style="cyan")
             lines.append(f"  {worker['accepted']} accepted, {worker['rejected']} rejected")
         return lines
+
+
+def _counts(job: JobDetail) -> str:
+    shards = job["shards"]
+    accepted = f"{shards['accepted']} of {count_of(shards['total'], 'shard')} accepted"
+    return f"{accepted}, {shards['rejected']} rejected, {shards['reissued']} re-issued"
+
+
+def _seen(job: JobDetail) -> str:
+    return f"{count_of(len(job['audits']), 'audit')}, {count_of(job['certified_seq'], 'log head')}"
 
 
 def print_page(report: Report, console: Console) -> None:
@@ -199,9 +202,8 @@ class _Page:
     def workers(self) -> RenderableType:
         """Return what each worker did, with the cheater and the killed one marked."""
         workers = self.report.workers
-        counts = [
-            name for name in _COUNTS if name in _ALWAYS or any(map(attrgetter(name), workers))
-        ]
+        seen = [name for name in _COUNTS[2:] if any(map(attrgetter(name), workers))]
+        counts = (*_COUNTS[:2], *seen)
         table = self.table("worker", "account", "", *counts, "note", numbers=counts)
         most = max((worker.accepted for worker in workers), default=0)
         for worker in workers:
@@ -239,12 +241,11 @@ class _Page:
         """Return the receipts by kind."""
         table = self.table("kind", "receipts", "MCC", numbers=("receipts", "MCC"))
         listed = self.report.receipts
-        total = sum(receipts.amount for receipts in listed)
-        places = places_of([*(receipts.amount for receipts in listed), total])
+        places = places_of(receipts.amount for receipts in listed)
         for receipts in listed:
             add_row(table, receipts.kind, str(receipts.count), fixed_mcc(receipts.amount, places))
-        count = sum(receipts.count for receipts in listed)
-        add_row(table, "all", str(count), fixed_mcc(total, places), style="bold")
+        total = fixed_mcc(sum(receipts.amount for receipts in listed), places)
+        add_row(table, "all", str(sum(each.count for each in listed)), total, style="bold")
         return table
 
     def anchors(self) -> RenderableType:
@@ -311,19 +312,18 @@ def _job(job: Job) -> Iterator[RenderableType]:
             f" (allowed: {LARGEST_DIFFERENCE:g})",
         )
     if job.why:
-        yield Text(job.why, style="red")
+        yield Text(job.why, style="dim" if settled else "red")
 
 
 def _found(report: Report) -> Iterator[RenderableType]:
     """Yield what became of the cheater and of the killed worker."""
     cheater, killed = report.cheater, report.killed
-    yield Text("")
     yield Text.assemble(
-        ("cheater ", "bold red"),
+        ("\ncheater ", "bold red"),
         f"{cheater.address}: {count_of(cheater.rejected, 'shard')} rejected, "
         f"received {format_mcc(cheater.received)} MCC",
     )
-    for finding in islice(cheater.findings, _MOST_FINDINGS):
+    for finding in cheater.findings[:_MOST_FINDINGS]:
         confirmed = f", confirmed by {finding.confirmed_by}" if finding.confirmed_by else ""
         yield Text(
             f"  shard {finding.shard}: {finding.found_by} computed {finding.rows_drawn} rows and "
@@ -359,7 +359,6 @@ def _log(report: Report) -> Iterator[RenderableType]:
 
 def _escrow(report: Report) -> RenderableType:
     escrow = report.escrow
-    exact = escrow.deposited == escrow.burnt + escrow.paid + escrow.refunded
     lines = [
         (escrow.deposited, "deposited", " "),
         (escrow.burnt, "burnt", "="),
@@ -372,7 +371,7 @@ def _escrow(report: Report) -> RenderableType:
     text = Text()
     for amount, (_, name, sign) in zip(amounts, lines, strict=True):
         text.append(f"{sign} {amount:>{width}}  {name}\n")
-    if exact:
+    if escrow.deposited == escrow.burnt + escrow.paid + escrow.refunded:
         return text.append("exact to the last unit", style="bold green")
     return text.append("NOT EXACT", style="bold red")
 

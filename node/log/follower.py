@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-PULL_S = 2.0
-"""Seconds between two questions whether the log has grown, when gossip is silent."""
+PULL_S, MAX_PULL_S = 2.0, 8.0
+"""Seconds between two questions whether the log has grown, when gossip is silent: at first, and
+at most as long as it does not grow.
+"""
 ANSWER_S = 2.0
 """Seconds that a peer has to answer such a question."""
 
@@ -51,10 +53,14 @@ class Follower:
             nursery.start_soon(self._hear, gossip)
             with self._ports.dispatch.on(LogRequest, job_id, self._serve):
                 task_status.started()
+                patience = PULL_S
                 while True:
                     self._heard = trio.Event()
+                    before = self._view.log.tip
                     await self.pull()
-                    with trio.move_on_after(PULL_S):
+                    grown = self._view.log.tip is not before
+                    patience = PULL_S if grown else min(2 * patience, MAX_PULL_S)
+                    with trio.move_on_after(patience):
                         await self._heard.wait()
 
     async def _hear(self, gossip: trio.MemoryReceiveChannel[Signed[Message]]) -> None:
@@ -65,7 +71,8 @@ class Follower:
                         await self._on_certificate(signed.message)
                     except LogError as error:
                         log.info("certificate refused", why=str(error))
-                self._heard.set()
+                if self._view.log.known(signed.message.head_hash) is None:
+                    self._heard.set()
 
     async def _serve(self, signed: Signed[Message]) -> Signed[Message]:
         message = cast(LogRequest, signed.message)
@@ -127,3 +134,6 @@ class Follower:
                 if after <= len(view.log.final):
                     raise
                 after -= 1
+                continue
+            if after >= answer.message.highest_seq:
+                return view.log.tip is not tip

@@ -162,23 +162,33 @@ async def test_waiting_for_a_height_goes_through_an_outage(
     assert [block.height for block in reached] == [height]
 
 
-async def test_all_who_wait_for_a_block_share_one_poll(
+async def test_all_who_wait_for_a_block_share_one_poll_and_nobody_is_late(
     world: EvmWorld, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice = world.adapter(ALICE)
     head = await alice.head()
-    asked = []
+    started = trio.current_time()
+    asked, arrivals = [], []
     block = EvmRpc.block
 
     async def counted(rpc: EvmRpc, height: int | None = None) -> Any:
         asked.append(height)
         return await block(rpc, height)
 
+    async def wait(height: int) -> None:
+        await alice.wait_height(height)
+        arrivals.append(trio.current_time() - started)
+
     monkeypatch.setattr(EvmRpc, "block", counted)
     async with trio.open_nursery() as nursery:
         for _ in range(20):
-            nursery.start_soon(alice.wait_height, head.height + 3)
+            nursery.start_soon(wait, head.height + 3)
+        await trio.sleep(0.6)
+        before = trio.current_time()
+        await alice.wait_height(head.height)
+        assert trio.current_time() == before
     assert asked.count(None) <= 3 * 2 + 2  # two polls a second
+    assert max(arrivals) <= 3.5
 
 
 # ---- reading -----------------------------------------------------------------------------
