@@ -349,6 +349,7 @@ class RoundClose(Message):
 
     kind: ClassVar[str] = "round-close"
     typed: ClassVar[bool] = True
+    max_size: ClassVar[int] = 4 * MAX_CONTROL
     job_id: Hash
     term: U32
     round: U32
@@ -474,6 +475,7 @@ class OpenRequest(Message):
     """An auditor whose verdict is committed asks the worker to open its result."""
 
     kind: ClassVar[str] = "open-request"
+    max_size: ClassVar[int] = 2 * MAX_CONTROL
     job_id: Hash
     commitment_hash: Hash
     challenge: SmallFrame
