@@ -44,7 +44,7 @@ class AuditTerms(_Table):
         default=100_000, description='the share of accepted shards audited twice, such as "0.1"'
     )
     budget: Share = Field(
-        default=100_000, description='the largest share of the work paid for audits, as "0.1"'
+        default=100_000, description='the largest share of the cap paid for audits, as "0.1"'
     )
     retention: int = Field(
         default=8, ge=0, le=_U32, description="later accepted shards before one is paid"

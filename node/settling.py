@@ -44,8 +44,9 @@ MAX_CLAIMS = 50
 
 def statement_at(view: LogView, state: JobState, epoch: int) -> Statement:
     """Return the settlement of cut number *epoch* of a folded log."""
-    head = view.log.batches[state.book.seqs[epoch - 1] - 1].head
-    return state.book.statement(epoch=epoch, log_head=head.digest, committee_term=0)
+    seq = state.book.seqs[epoch - 1]
+    head = view.log.batches[seq - 1].head.digest if seq else view.job.genesis.hash
+    return state.book.statement(epoch=epoch, log_head=head, committee_term=0)
 
 
 class Closing:

@@ -53,7 +53,7 @@ def submit(file: Path, watch: bool, data_dir: str | None, as_json: bool) -> None
 @job.command("ls", epilog="Example:  meshd job ls --json | jq -r '.[] | .id + \" \" + .state'")
 @daemon_command
 def list_jobs(data_dir: str | None, as_json: bool) -> None:
-    """List the jobs that the daemon knows, the newest first."""
+    """List the jobs submitted through this daemon, the newest first."""
     answer = client(data_dir).jobs()
     if as_json:
         print_json(answer)
@@ -115,7 +115,8 @@ def watch(job: str, data_dir: str | None, as_json: bool) -> None:
 def cancel(job: str, data_dir: str | None, as_json: bool) -> None:
     """Take a job back, or stop it.
 
-    Before its start the whole escrow comes back; after it what passed its audit is paid.
+    Before its start the escrow comes back, less the burnt hundredth; after it what passed its
+    audit is paid and the rest comes back.
     """
     answer = client(data_dir).cancel(job)
     if as_json:
@@ -124,7 +125,7 @@ def cancel(job: str, data_dir: str | None, as_json: bool) -> None:
         click.echo(f"job {answer['id']} is {answer['state']}")
 
 
-@job.command(epilog="Example:  meshd job result 0x3f2a --out embeddings.safetensors")
+@job.command(epilog="Example:  meshd job result 0x3f2a --out embeddings.rows")
 @job_id
 @click.option(
     "--out",

@@ -148,7 +148,7 @@ async def _run_job(
         with trio.move_on_after(JOB_S) as scope:
             outcome.detail = await _wait_ended(outcome, researcher, job_id, progress)
         if scope.cancelled_caught:
-            raise DemoError(f"the job did not end within {JOB_S} s; see the logs in {folder}")
+            raise DemoError(f"the job took over {JOB_S} s: run again with --keep for the logs")
         progress.phase("comparison: with plain torch in one process")
     outcome.receipts = await call(lambda: researcher.client.receipts(job_id))
     if outcome.detail is not None and outcome.detail["output"]:

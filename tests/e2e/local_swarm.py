@@ -24,15 +24,17 @@ from meshd.node.demo.accounts import mcc_balances
 from meshd.node.demo.processes import Child, Processes
 from meshd.node.demo.swarm import Participant, Swarm
 from meshd.node.workloads.datasetfile import write_dataset
-from meshd.node.workloads.datasets import chunks_of, slice_rows
+from meshd.node.workloads.datasets import parse_manifest, slice_rows
 from meshd.node.workloads.program import parse_program
 from meshd.node.workloads.rows import unpack
+from meshd.p2p.codec import digest
 
 T = TypeVar("T")
 
 PATIENCE_S = 300.0
 """How long anything may take on a busy machine before a test fails."""
 POLL_S = 0.1
+ROWS = 48
 
 JOB = {
     "program": "affine.program",
@@ -113,10 +115,10 @@ class LocalSwarm:
         await self.swarm.wait_discovered()
         self.write_inputs(self.folder)
 
-    def write_inputs(self, folder: Path, *, rows: int = 48) -> None:
+    def write_inputs(self, folder: Path) -> None:
         """Write the program and the dataset that JOB names."""
         (folder / JOB["program"]).write_bytes(affine_program(steps=3))
-        write_dataset(affine_dataset(rows), folder / JOB["data"])
+        write_dataset(affine_dataset(ROWS), folder / JOB["data"])
 
     def end(self) -> None:
         """End every process."""
@@ -248,15 +250,12 @@ def assert_output_is_right(swarm: LocalSwarm, job_id: str) -> None:
     out = swarm.folder / f"{job_id[:10]}.rows"
     written = swarm.meshd("job", "result", job_id, "--out", str(out))
     result = unpack(out.read_bytes())
+    assert (result.count, written["rows"]) == (ROWS, ROWS)
     program = (swarm.folder / JOB["program"]).read_bytes()
-    dataset = affine_dataset(written["rows"])
-    rows = range(written["rows"])
-    chunks = {
-        chunk.digest: data
-        for chunk, data in zip(chunks_of(dataset.manifest, 0, len(rows)), dataset.chunks, strict=True)
-    }
-    inputs = unpack(slice_rows(dataset.manifest, chunks, rows))
-    assert result.count == 48
+    dataset = affine_dataset(ROWS)
+    manifest = parse_manifest(dataset.manifest_bytes)
+    chunks = {digest(chunk): chunk for chunk in dataset.chunks}
+    inputs = unpack(slice_rows(manifest, chunks, range(ROWS)))
     assert result.rows() == unpack(run_program(parse_program(program), program, inputs)).rows()
 
 

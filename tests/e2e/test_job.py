@@ -74,10 +74,12 @@ def test_a_watch_tells_every_step_and_exits_when_the_job_has_ended(jobs: Jobs) -
     assert jobs.watched[-1]["shards"]["accepted"] == SHARDS
 
 
-def test_a_job_cancelled_before_its_start_gets_its_whole_deposit_back(swarm, jobs: Jobs) -> None:
+def test_a_job_cancelled_before_its_start_gets_back_all_but_the_burnt_hundredth(
+    swarm, jobs: Jobs
+) -> None:
     shown = swarm.meshd("job", "show", jobs.taken_back)
     assert shown["state"] == "cancelled"
-    assert shown["escrow"] == {"deposited": "100", "burnt": "0", "paid": "0", "refunded": "100"}
+    assert shown["escrow"] == {"deposited": "100", "burnt": "1", "paid": "0", "refunded": "99"}
     assert swarm.meshd("job", "receipts", jobs.taken_back) == []
 
 
