@@ -15,13 +15,18 @@ class ChainError(Exception):
     """Root of what the chain can do to a caller.
 
     ChainError
-    ├── ChainUnavailable   the RPC cannot be reached, or is on another chain
+    ├── ChainUnavailable   the RPC cannot be reached
+    │   └── WrongChain     it can, but is on another chain, or one without the contracts
     └── CallFailed         a transaction was refused or reverted; the text is the contract's error
     """
 
 
 class ChainUnavailable(ChainError):
-    """The RPC cannot be reached, or is on another chain."""
+    """The RPC cannot be reached, or does not answer as a chain does."""
+
+
+class WrongChain(ChainUnavailable):
+    """The RPC is on another chain than the deployment, or its chain lacks the contracts."""
 
 
 class CallFailed(ChainError):

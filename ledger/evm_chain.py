@@ -11,7 +11,15 @@ import structlog
 import trio
 
 from meshd.config.deployment import Deployment
-from meshd.ledger.chain import Block, Call, ChainEvent, ChainUnavailable, JobOnChain, Outcome
+from meshd.ledger.chain import (
+    Block,
+    Call,
+    ChainEvent,
+    ChainUnavailable,
+    JobOnChain,
+    Outcome,
+    WrongChain,
+)
 from meshd.ledger.chain_calls import (
     ESCROW,
     EVENT_NAMES,
@@ -85,7 +93,8 @@ class EvmChain:
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Check that this is the right chain, then send what is to be sent, until cancelled.
 
-        Raises ChainUnavailable if the chain cannot be reached at the start or is another one.
+        Raises ChainUnavailable if the chain cannot be reached at the start, WrongChain if it is
+        another one.
         """
         try:
             outbox = await self._connected()
@@ -120,12 +129,12 @@ class EvmChain:
         url, wanted = self._rpc.url, self._deployment.chain_id
         found = await self._rpc.chain_id()
         if found != wanted:
-            raise ChainUnavailable(
+            raise WrongChain(
                 f"the chain at {url} has the id {found}, not {wanted}: correct chain.rpc"
             )
         for contract in (self._deployment.escrow, self._deployment.registry, self._deployment.mcc):
             if not await self._rpc.has_code(Address(contract)):
-                raise ChainUnavailable(
+                raise WrongChain(
                     f"the chain at {url} has no contract at {hex_address(contract)}: "
                     "correct chain.deployment, or deploy first"
                 )
@@ -172,7 +181,7 @@ class EvmChain:
 
     async def events(self, from_height: int, to_height: int) -> Sequence[ChainEvent]:
         """Return the escrow's events in that range of heights, in order."""
-        last = min(to_height, await self._rpc.height())
+        last = min(to_height, (await self.head()).height)
         topics = [[ESCROW.topic(name) for name in EVENT_NAMES]]
         logs = await self._rpc.logs(self.domain.escrow, topics, max(from_height, 0), last)
         found = []

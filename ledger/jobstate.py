@@ -6,7 +6,6 @@ and block hashes come from the caller.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import cast
 
@@ -14,6 +13,7 @@ from meshd.ledger import settlement
 from meshd.ledger.audits import Status, Work
 from meshd.ledger.joblog import Batch, Genesis, open_vote
 from meshd.ledger.leases import Lease, ShardPlan, WorkerRecord
+from meshd.ledger.openaudits import OpenAudits
 from meshd.p2p.codec import Domain, Signed
 from meshd.p2p.identity import NOBODY, Address
 from meshd.p2p.messages import (
@@ -61,8 +61,7 @@ class JobState:
         self._lost_heads: list[tuple[int, int]] = []
         """(term that dropped it, height) of each lost head."""
         self._seen: set[bytes] = set()
-        self._open: dict[bytes, Work] = {}
-        """Works with an audit open or still to come."""
+        self.audits = OpenAudits(terms, genesis.committee)
         self._challenged: dict[bytes, Work] = {}
         self._judged: dict[bytes, Work] = {}
         """Works by the digest of a challenge, and of a verdict commitment, of theirs."""
@@ -71,12 +70,7 @@ class JobState:
 
     def needed_beacons(self, height: int) -> set[int]:
         """Return the heights whose block hashes must be given before entries at *height*."""
-        needed = set()
-        for work in self._open.values():
-            waiting = work.waiting_beacon(self.terms.lag)
-            if waiting is not None and waiting <= height:
-                needed |= {waiting, *work.lost_beacons}
-        return needed - self.beacons.keys()
+        return self.audits.needed_beacons(height) - self.beacons.keys()
 
     def reach(self, height: int, beacons: Mapping[int, bytes]) -> None:
         """Go on to *height* and open the audits whose beacons exist there.
@@ -85,27 +79,15 @@ class JobState:
         """
         self.beacons.update(beacons)
         self.height = height
-        for work in list(self._open.values()):
-            work.open_track(height, self.beacons, self.genesis.committee, self.terms)
-            if work.settled:
-                del self._open[work.hash]
+        self.audits.reach(height, self.beacons)
 
     def audits_at(
         self, height: int, log_height: int, beacons: Mapping[int, bytes]
     ) -> Iterable[Work]:
-        """Yield copies of the works that have an audit open at chain *height*.
-
-        Auditors whose time was over before *log_height*, the highest certified head's, are
-        replaced in the copies. This state stays as the log left it.
+        """Yield copies of the works that have an audit open at chain *height*; in them auditors
+        are replaced whose time was over before *log_height*, the highest certified head's.
         """
-        known = {**self.beacons, **beacons}
-        for original in self._open.values():
-            work = copy.copy(original)
-            work.track = copy.copy(original.track)
-            work.open_track(height, known, self.genesis.committee, self.terms)
-            if work.track is not None:
-                work.track.advance(log_height, self.terms)
-                yield work
+        return self.audits.copies_at(height, log_height, {**self.beacons, **beacons})
 
     def begin_batch(self, term: int, seq: int, height: int, beacons: Mapping[int, bytes]) -> None:
         """Take up the place of the batch whose entries are applied next."""
@@ -144,7 +126,7 @@ class JobState:
         message = entry.message
         if getattr(message, "job_id", self.genesis.job_id) != self.genesis.job_id:
             return "entry is of another job"
-        if self.end is not None and not isinstance(message, Cut | Reveal):
+        if self.end is not None and not isinstance(message, Cut | Reveal | TermStart):
             return "the job has ended"
         match message:
             case Assignment() | LeaseEnd() | TermStart() | Cut() | JobEnd():
@@ -309,7 +291,7 @@ class JobState:
         )
         lease.work = work
         worker.works.append(work)
-        self.works[entry.digest] = self._open[entry.digest] = work
+        self.works[entry.digest] = self.audits.works[entry.digest] = work
         return None
 
     def rows_of(self, shard: int) -> int:
@@ -388,18 +370,12 @@ class JobState:
         """Return whether an auditor's time, running at *log_height* (the highest certified
         head's), is over at chain *height*: an empty head then makes that part of the log.
         """
-        for work in self._open.values():
-            track = copy.copy(work.track)
-            if track is not None:
-                track.advance(log_height, self.terms)
-                if track.due(self.terms) < height:
-                    return True
-        return False
+        return self.audits.overdue(log_height, height)
 
     @property
     def audited(self) -> bool:
         """Whether no audit is open or still to come."""
-        return not self._open
+        return not self.audits.works
 
     @property
     def revealed(self) -> bool:

@@ -370,9 +370,7 @@ def reveal_due(context: AuditContext, done: set[bytes], nursery: trio.Nursery) -
                 nursery.start_soon(_reveal, context, verdict, done)
 
 
-async def _reveal(
-    context: AuditContext, verdict: Signed[VerdictCommit], done: set[bytes]
-) -> None:
+async def _reveal(context: AuditContext, verdict: Signed[VerdictCommit], done: set[bytes]) -> None:
     ports = context.ports
     rows = await ports.store.rows(
         "select own, salt, reveal from audit where verdict=?", (verdict.raw,)

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
@@ -36,6 +36,9 @@ from meshd.p2p.identity import Address, Identity, hex_address, load_or_create
 from meshd.p2p.libp2p import Libp2pNetwork, NetworkSettings, open_network
 from meshd.p2p.messages import Capability
 
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # the stubs that mypy has for trio
+
 log = structlog.get_logger()
 
 CAPABILITY_LIFE_S = 600
@@ -48,11 +51,15 @@ Wrap = Callable[[Executor], Executor]
 """Puts something between the roles and the executor (the demo's cheater)."""
 
 
+class DaemonFailed(Exception):
+    """A role or service failed after the daemon was ready; its log has the traceback."""
+
+
 def main(config: Config, wrap_executor: Wrap | None = None) -> None:
     """Run a daemon in the foreground until SIGTERM or ctrl-C.
 
     Raises ConfigError, IdentityError, StoreError, NetworkError, ChainError and ControlError for
-    what keeps it from starting.
+    what keeps it from starting, DaemonFailed for whatever ends it after that.
     """
     set_up_logs(config.log)
     try:
@@ -69,10 +76,21 @@ def _only(error: BaseException) -> BaseException:
 
 
 async def _run_until_told(config: Config, wrap_executor: Wrap | None) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
-            await run(config, wrap_executor)
+    is_ready = False
+    try:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
+                await nursery.start(run, config, wrap_executor)
+                is_ready = True
+    except Exception as error:  # the outermost edge of every role and service
+        if not is_ready:
+            raise
+        first = _only(error)
+        log.critical("daemon failed", exc_info=error)
+        raise DaemonFailed(
+            f"the daemon failed: {type(first).__name__}: {first}: its log has the traceback"
+        ) from error
 
 
 async def _cancel_on_signal(signals: Any, scope: trio.CancelScope) -> None:
@@ -81,8 +99,13 @@ async def _cancel_on_signal(signals: Any, scope: trio.CancelScope) -> None:
         scope.cancel()
 
 
-async def run(config: Config, wrap_executor: Wrap | None = None) -> None:
-    """Build the daemon and run it until cancelled."""
+async def run(
+    config: Config,
+    wrap_executor: Wrap | None = None,
+    *,
+    task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Build the daemon and run it until cancelled; started when it is ready."""
     async with AsyncExitStack() as stack:
         if config.data_dir is not None:
             stack.enter_context(data_directory_lock(config.data_dir))
@@ -116,6 +139,7 @@ async def run(config: Config, wrap_executor: Wrap | None = None) -> None:
             roles=",".join(config.roles) or "none",
             listen=" ".join(network.multiaddrs),
         )
+        task_status.started()
         await trio.sleep_forever()
 
 

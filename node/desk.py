@@ -155,6 +155,7 @@ class Desk:
 
     async def job_submit(self, spec: JobSpec) -> Submitted:
         """Check and store program and data, open the escrow, announce the job."""
+        await self.chain.head()  # one that cannot be reached is told at once, not waited for
         try:
             draft = await draft_job(self.node.ports, spec)
             job = await self.node.researcher.submit(draft.terms)

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import structlog
 import trio
 
-from meshd.ledger.chain import ChainUnavailable, JobCancelled, JobOpened, JobStarted
+from meshd.ledger.chain import Anchored, ChainUnavailable, JobCancelled, JobOpened, JobStarted
 from meshd.ledger.draws import orchestrator_ranking
 from meshd.ledger.joblog import Genesis
 from meshd.ledger.terms import terms_problem
@@ -34,6 +34,8 @@ log = structlog.get_logger()
 MAX_TERMS = 64 * 1024
 MAX_PROGRAM = 8 * 1024 * MIB
 RETRY_S = 2.0
+IDLE_S = 2.0
+"""Seconds between two looks at the chain while no job is open."""
 TERMS_S = 10.0
 """Seconds that the holders of a job's terms have: anybody may be named as one."""
 
@@ -46,6 +48,8 @@ class JobRecord:
     terms: Signed[JobTerms] | None = None
     started: JobStarted | None = None
     cancelled: bool = False
+    settled: bool = False
+    """Its final settlement is anchored."""
     orchestrator: Address = NOBODY
     holders: tuple[Address, ...] = ()
     """Who is said to have its terms, program and data."""
@@ -54,6 +58,11 @@ class JobRecord:
     def id(self) -> bytes:
         """The job's id on chain."""
         return self.opened.job_id
+
+    @property
+    def open(self) -> bool:
+        """Whether more can be heard of it from the chain."""
+        return not self.cancelled and not self.settled
 
     @property
     def ready(self) -> bool:
@@ -125,7 +134,9 @@ class Jobs:
     async def _follow_chain(self) -> None:
         while True:
             try:
-                head = await self._ports.chain.wait_height(self._next_height)
+                head = await self._ports.chain.head()
+                if head.height < self._next_height:
+                    head = await self._ports.chain.wait_height(self._next_height)
                 events = await self._ports.chain.events(self._next_height, head.height)
             except ChainUnavailable as error:
                 log.warning("chain unavailable", why=str(error))
@@ -134,6 +145,8 @@ class Jobs:
             for event in events:
                 await self._take_event(event)
             self._next_height = head.height + 1
+            if not any(record.open for record in self.records.values()):
+                await trio.sleep(IDLE_S)
 
     async def _take_event(self, event: object) -> None:
         match event:
@@ -144,6 +157,8 @@ class Jobs:
                 await self._settle(record)
             case JobCancelled(job_id=job_id) if job_id in self.records:
                 self._update(replace(self.records[job_id], cancelled=True))
+            case Anchored(job_id=job_id, is_final=True) if job_id in self.records:
+                self._update(replace(self.records[job_id], settled=True))
             case _:
                 pass
 

@@ -9,15 +9,20 @@ from meshd.config.amounts import format_mcc
 from meshd.config.job import JobSpec, check_cap
 from meshd.ledger.draws import PPM
 from meshd.ledger.settlement import BURN_PPM, amount_of
+from meshd.ledger.terms import terms_problem
 from meshd.node.ports import Ports
 from meshd.node.researcher import SubmitError
 from meshd.node.workloads.datasetfile import DatasetFile, open_dataset
+from meshd.node.workloads.errors import WorkloadError
 from meshd.node.workloads.infer import InferPlan, shard_count
-from meshd.node.workloads.planning import memory_bytes
+from meshd.node.workloads.planning import check_program, memory_bytes
 from meshd.node.workloads.program import Program, parse_program, refuse_foreign
-from meshd.p2p.codec import digest
-from meshd.p2p.identity import NOBODY, Address
+from meshd.p2p.codec import Signed, digest
+from meshd.p2p.identity import NOBODY, Address, hex_address
 from meshd.p2p.messages import ZERO, Capability, JobTerms
+
+SHORTEST_S = 120
+"""Seconds from its submission to its deadline in which the smallest job can be done."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +35,20 @@ class Draft:
 
 
 def read_program(path: Path) -> tuple[bytes, Program]:
-    """Return a program's file and what it holds; raises WorkloadError, SubmitError."""
-    refuse_foreign(path.name)
+    """Return a program's file and what it holds; raises SubmitError, which names the file."""
     try:
+        refuse_foreign(path.name)
         data = path.read_bytes()
+        program = parse_program(data)
+        check_program(program)
     except OSError as error:
         raise SubmitError(
             f"program {path} cannot be read ({error.strerror}): name the file that "
             "`meshd program export` wrote"
         ) from error
-    return data, parse_program(data)
+    except WorkloadError as error:
+        raise SubmitError(f"program {path} cannot be used: {error}") from error
+    return data, program
 
 
 async def draft_job(ports: Ports, spec: JobSpec) -> Draft:
@@ -48,19 +57,24 @@ async def draft_job(ports: Ports, spec: JobSpec) -> Draft:
     Puts program and data into the blob store. Raises SubmitError, ConfigError, WorkloadError.
     """
     now = int(ports.wall())
-    if spec.deadline <= now:
+    if spec.deadline < now + SHORTEST_S:
         raise SubmitError(
-            f"deadline = {spec.deadline} (Unix seconds) has passed, it is {now}: "
+            f"deadline = {spec.deadline} (Unix seconds) is {spec.deadline - now} s from now, and "
+            f"a job takes {SHORTEST_S} s at least to be begun, checked and ended: "
             'set deadline to a later time, such as "2h"'
         )
     data, program = read_program(spec.program)
     dataset = open_dataset(spec.data)
     orchestrator = await _orchestrator(ports, Address(spec.orchestrator))
     terms = _terms(ports, spec, digest(data), program, dataset, orchestrator)
+    problem = terms_problem(terms)
+    if problem is not None:
+        raise SubmitError(f"{problem}: correct job.toml")
     plan = InferPlan(terms, program, dataset.manifest)
     check_cap(spec, plan.units(0))
     _check_whole(terms, plan)
     warnings = _check_workers(ports, terms)
+    await _check_balance(ports, terms)
     ports.blobs.put(data)
     ports.blobs.put(dataset.manifest_bytes)
     for index in range(len(dataset.manifest.chunks)):
@@ -150,29 +164,44 @@ def _check_whole(terms: JobTerms, plan: InferPlan) -> None:
         )
 
 
+async def _check_balance(ports: Ports, terms: JobTerms) -> None:
+    """Raise SubmitError, with what is missing, if this account cannot pay the deposit."""
+    held = await ports.chain.balance(ports.address)
+    if held < terms.cap:
+        raise SubmitError(
+            f"cap = {format_mcc(terms.cap)!r} MCC is the deposit, and this account holds "
+            f"{format_mcc(held)} MCC: {format_mcc(terms.cap - held)} MCC are missing: "
+            "send them to it, or lower cap"
+        )
+
+
 def _check_workers(ports: Ports, terms: JobTerms) -> tuple[str, ...]:
     """Raise SubmitError if workers are known and none of them matches; warn of small numbers."""
     workers = [
-        signed
-        for signed in ports.network.capabilities()
-        if "worker" in signed.message.roles
-        and (not terms.workers or signed.signer in terms.workers)
+        signed for signed in ports.network.capabilities() if "worker" in signed.message.roles
     ]
     if not workers:
         raise SubmitError(
             "no worker is known on this network: check `meshd peers` and the bootstrap peers, "
             "or wait for one to join"
         )
-    reasons = [_mismatch(signed.message, terms) for signed in workers]
+    reasons = [_mismatch(signed, terms) for signed in workers]
     if all(reasons):
-        raise SubmitError(f"none of the {len(workers)} known workers matches the job: {reasons[0]}")
+        raise SubmitError(
+            f"no worker matches the job, {len(workers)} are known; "
+            f"{hex_address(workers[0].signer)}: {reasons[0]}: change job.toml, or wait for others"
+        )
     matching = reasons.count("")
     if matching < 2:
         return (f"only {matching} worker matches the job: if it leaves, the job waits",)
     return ()
 
 
-def _mismatch(worker: Capability, terms: JobTerms) -> str:
+def _mismatch(signed: Signed[Capability], terms: JobTerms) -> str:
+    """Return why a worker cannot work on the job; empty if it can."""
+    worker = signed.message
+    if terms.workers and signed.signer not in terms.workers:
+        return f"it is not one of the {len(terms.workers)} that workers names"
     if worker.ask > terms.price:
         asked, paid = format_mcc(worker.ask), format_mcc(terms.price)
         return f"price = {paid} MCC per 10^9 units is below the {asked} that it asks"

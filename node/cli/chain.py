@@ -85,7 +85,7 @@ async def _serve_until_stopped(run: Any, chain_id: int, directory: Path) -> None
     import trio
 
     async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             port = await nursery.start(run)
             click.echo(
                 f"development chain {chain_id} at http://127.0.0.1:{port}, kept in {directory}: "

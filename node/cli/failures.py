@@ -16,7 +16,11 @@ from meshd.node.control.api import EXIT_CODES, ControlError
 # By name, since an exception that was raised has been imported and others need not be.
 _BY_NAME = {
     "meshd.p2p.identity.IdentityError": EXIT_CODES["config"],
+    "meshd.node.store.StoreError": EXIT_CODES["config"],
+    "meshd.node.daemon.DaemonFailed": EXIT_CODES["failed"],
+    "meshd.p2p.libp2p.host.ListenError": EXIT_CODES["config"],
     "meshd.p2p.network.NetworkError": EXIT_CODES["unavailable"],
+    "meshd.ledger.chain.WrongChain": EXIT_CODES["config"],
     "meshd.ledger.chain.ChainUnavailable": EXIT_CODES["unavailable"],
     "meshd.ledger.chain.ChainError": EXIT_CODES["failed"],
     "meshd.ledger.devchain.errors.DevchainError": EXIT_CODES["config"],

@@ -69,24 +69,34 @@ class Author:
             return await self._append(entries)
 
     async def _append(self, entries: Sequence[Signed[Message]]) -> list[str | None]:
-        reasons = [self.live.apply(entry) for entry in entries]
-        fresh = [e for e, why in zip(entries, reasons, strict=True) if why is None]
-        if fresh:
-            if not self._entries:
-                self._opened_at = trio.current_time()
-            self._entries += fresh
-            rows = [
-                (self.job.id, self._term, self._seq, self._next_place + i, entry.raw)
-                for i, entry in enumerate(fresh)
-            ]
-            self._next_place += len(fresh)
-            await self._ports.store.write(
-                lambda db: db.executemany("insert or replace into entry values(?,?,?,?,?)", rows)
-            )
+        reasons: list[str | None] = []
+        while len(reasons) < len(entries):
             if len(self._entries) >= MAX_ENTRIES:
                 await self._close()
-            self._notify()
+            room = MAX_ENTRIES - len(self._entries)
+            part = entries[len(reasons) : len(reasons) + room]
+            why = [self.live.apply(entry) for entry in part]
+            reasons += why
+            await self._note([e for e, refused in zip(part, why, strict=True) if refused is None])
         return reasons
+
+    async def _note(self, fresh: Sequence[Signed[Message]]) -> None:
+        """Put entries that have their effect into the open batch and on disk."""
+        if not fresh:
+            return
+        if not self._entries:
+            self._opened_at = trio.current_time()
+        self._entries += fresh
+        place = (self.job.id, self._term, self._seq)
+        rows = [(*place, self._next_place + i, entry.raw) for i, entry in enumerate(fresh)]
+        self._next_place += len(fresh)
+        await self._ports.store.write(
+            lambda db: db.executemany("insert or replace into entry values(?,?,?,?,?)", rows)
+        )
+        if len(self._entries) >= MAX_ENTRIES:
+            await self._close()
+        else:
+            self._notify()
 
     def _notify(self) -> None:
         self._wake.set()

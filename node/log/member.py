@@ -302,7 +302,7 @@ class Member:
 
 
 def _put_batch(db: sqlite3.Connection, job_id: bytes, batch: Batch) -> None:
-    """Put a head and its entries on disk; a certified one in place of another, never the reverse."""
+    """Put a head and its entries on disk; only a certified one replaces another."""
     message = batch.head.message
     place = (job_id, message.term, message.seq)
     where = "job_id=? and term=? and seq=?"

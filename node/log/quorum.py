@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 ASK_S = 0.5
 """Seconds between two requests for the same member's signature."""
-ANSWER_S = 3.0
+ANSWER_S = 2.0
 """Seconds after which a request is sent again: a head has few blocks to be signed in."""
 
 

@@ -122,10 +122,10 @@ class _JobOutput:
             while True:
                 works = [self._view.state.shard_done(shard) for shard in shards]
                 for shard, work in zip(shards, works, strict=True):
-                    if work is not None and not self._has(shard, work):
-                        if work.hash not in self._gathering:
-                            self._gathering.add(work.hash)
-                            nursery.start_soon(self._gather, shard, work)
+                    if work is None or self._has(shard, work) or work.hash in self._gathering:
+                        continue
+                    self._gathering.add(work.hash)
+                    nursery.start_soon(self._gather, shard, work)
                 made_of = tuple(work.hash for work in works if work is not None)
                 held = tuple(self._held[shard][0] for shard in shards if shard in self._held)
                 if len(made_of) == len(works) and made_of == held and made_of != combined:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
 import structlog
 import trio
 
 from meshd.ledger.jobstate import JobState
-from meshd.ledger.leases import Lease, WorkerRecord
+from meshd.ledger.leases import Lease
 from meshd.node.jobs import JobRecord, Jobs
 from meshd.node.log.author import Author
+from meshd.node.offers import Offers
 from meshd.node.ports import Ports
 from meshd.node.workloads.errors import WorkloadError
 from meshd.node.workloads.infer import InferPlan
@@ -51,8 +52,6 @@ STEP_S = 1.0
 """Seconds after which the orchestrator looks again though nothing happened."""
 SILENT_S = 20.0
 """Seconds without a sign of life after which a lease lapses."""
-OFFER_LIFE_S = 15.0
-"""Seconds for which an offer is good."""
 ANNOUNCE_S = 10.0
 SERVE_BLOCKS = 10
 CUT_EVERY = 16
@@ -81,12 +80,6 @@ Combine = Callable[[bytes, tuple[bytes, ...]], Awaitable[bytes]]
 """Waits for the aggregator's output of a job, made of the results with these commitments (one a
 shard, in order), and returns its digest.
 """
-
-
-@dataclass
-class _OfferRecord:
-    offer: Offer
-    at: float
 
 
 class Orchestrator:
@@ -127,7 +120,7 @@ class _JobKeeper:
         self._combine = combine
         self._terms: JobTerms = cast(Signed[JobTerms], record.terms).message
         self._author = Author(ports, jobs.view(record, plan))
-        self._offers: dict[Address, _OfferRecord] = {}
+        self._offers = Offers(self._terms)
         self._alive: dict[bytes, float] = {}
         """When a lease's worker last gave a sign of life."""
         self._gone: set[Address] = set()
@@ -156,12 +149,10 @@ class _JobKeeper:
             nursery.cancel_scope.cancel()
 
     def _take_up_leases(self) -> None:
-        """Go on with the leases that were open before a restart."""
+        """Go on with the leases that were open before a restart: hand them out if need be."""
         for lease in self._live.leases.values():
-            if lease.open:
-                self._alive[lease.assignment.digest] = trio.current_time()
-                if lease.accept is None:
-                    self._nursery.start_soon(self._hand_out, lease.assignment)
+            if lease.open and lease.accept is None:
+                self._nursery.start_soon(self._hand_out, lease.assignment)
 
     async def _until_over(self) -> None:
         """Serve the log until the settle deadline is over: others may come late to ask for it."""
@@ -175,18 +166,13 @@ class _JobKeeper:
 
     async def _listen(self) -> None:
         dispatch, job_id = self._ports.dispatch, self._record.id
-        with (
-            dispatch.on(Offer, job_id, self._on_offer),
-            dispatch.on(Progress, job_id, self._on_progress),
-            dispatch.on(LeaseEnd, job_id, self._on_hand_back),
-        ):
-            await self._listen_for(ENTRY_KINDS)
-
-    async def _listen_for(self, kinds: tuple[type[Message], ...]) -> None:
-        if not kinds:
+        with ExitStack() as stack:
+            stack.enter_context(dispatch.on(Offer, job_id, self._on_offer))
+            stack.enter_context(dispatch.on(Progress, job_id, self._on_progress))
+            stack.enter_context(dispatch.on(LeaseEnd, job_id, self._on_hand_back))
+            for kind in ENTRY_KINDS:
+                stack.enter_context(dispatch.on(kind, job_id, self._on_entry))
             await trio.sleep_forever()
-        with self._ports.dispatch.on(kinds[0], self._record.id, self._on_entry):
-            await self._listen_for(kinds[1:])
 
     async def _on_entry(self, signed: Signed[Message]) -> None:
         """Log what another party hands in; refuse what would have no effect."""
@@ -197,12 +183,9 @@ class _JobKeeper:
             raise RequestRefused(why)
 
     async def _on_offer(self, signed: Signed[Message]) -> None:
-        offer = cast(Offer, signed.message)
-        if offer.ask > self._terms.price:
-            raise RequestRefused(f"the job pays {self._terms.price}, the offer asks {offer.ask}")
-        if self._terms.workers and signed.signer not in self._terms.workers:
-            raise RequestRefused("only the workers named in the terms are allowed")
-        self._offers[signed.signer] = _OfferRecord(offer, trio.current_time())
+        why = self._offers.take(signed.signer, cast(Offer, signed.message))
+        if why is not None:
+            raise RequestRefused(why)
         self._gone.discard(signed.signer)
         self._offered.set()
 
@@ -226,7 +209,7 @@ class _JobKeeper:
         async with self._ports.network.departures() as departures:
             async for departure in departures:
                 self._gone.add(departure.address)
-                self._offers.pop(departure.address, None)
+                self._offers.drop(departure.address)
                 self._offered.set()
 
     async def _announce(self) -> None:
@@ -263,11 +246,11 @@ class _JobKeeper:
                     await self._end(reason)
             elif not self._live.book.closed and self._revealed_or_late():
                 await self._cut()
-            grown, self._offered = self._author.grown, trio.Event()
+            self._offered = trio.Event()
             with trio.move_on_after(STEP_S):
                 async with trio.open_nursery() as waiting:
-                    waiting.start_soon(_cancel_when, grown, waiting.cancel_scope)
-                    waiting.start_soon(_cancel_when, self._offered, waiting.cancel_scope)
+                    for event in (self._author.grown, self._offered):
+                        waiting.start_soon(_cancel_when, event, waiting.cancel_scope)
 
     async def _assign(self) -> None:
         """Lease free shards, fewest in flight first, and to each no more than it may have."""
@@ -281,7 +264,7 @@ class _JobKeeper:
         ]
         height = (await self._ports.chain.head()).height
         for shard in free:
-            worker = self._next_worker(state)
+            worker = self._offers.next_worker(state)
             if worker is None:
                 return
             assignment = self._ports.sign(
@@ -306,25 +289,6 @@ class _JobKeeper:
             self._nursery.start_soon(self._hand_out, assignment)
             state = self._live
 
-    def _next_worker(self, state: JobState) -> Address | None:
-        now = trio.current_time()
-        best: tuple[int, Address] | None = None
-        for address, record in list(self._offers.items()):
-            if now - record.at > OFFER_LIFE_S:
-                del self._offers[address]
-                continue
-            worker = state.workers.get(address) or WorkerRecord()
-            computing = sum(lease.open for lease in worker.leases)
-            if (
-                not worker.rejected
-                and worker.in_flight < worker.allowance
-                and worker.unsettled < self._terms.max_unsettled
-                and computing < 2 * record.offer.slots
-                and (best is None or computing < best[0])
-            ):
-                best = (computing, address)
-        return best[1] if best else None
-
     async def _hand_out(self, assignment: Signed[Assignment]) -> None:
         """Bring an assignment, which is on disk, to its worker; end the lease if it won't."""
         worker = Address(assignment.message.worker)
@@ -342,7 +306,7 @@ class _JobKeeper:
             break
         lease = self._live.leases.get(assignment.digest)
         if lease is not None and lease.open:
-            self._offers.pop(worker, None)
+            self._offers.drop(worker)
             await self._end_lease(lease, LeaseEndReason.FAILED)
 
     async def _end_dead_leases(self) -> None:

@@ -15,17 +15,17 @@ from meshd.node.compute.executor import ExecutorError, InferRequest, Limits
 from meshd.node.jobs import JobRecord, Jobs
 from meshd.node.log.follower import Follower
 from meshd.node.log.view import LogView
+from meshd.node.openings import Openings, Shard
 from meshd.node.ports import Ports
-from meshd.node.verification.outputs import ResultPlace, output_blob, packed_rows
+from meshd.node.verification.outputs import ResultPlace, output_blob
 from meshd.node.workloads.errors import WorkloadError
 from meshd.node.workloads.infer import InferPlan
 from meshd.node.workloads.rows import unpack
-from meshd.p2p.codec import CodecError, Signed
+from meshd.p2p.codec import Signed
 from meshd.p2p.identity import Address
 from meshd.p2p.messages import (
     ZERO,
     Assignment,
-    Challenge,
     Commitment,
     JobTerms,
     LeaseAccept,
@@ -33,10 +33,8 @@ from meshd.p2p.messages import (
     LeaseEndReason,
     Message,
     Offer,
-    Open,
     OpenRequest,
     Progress,
-    VerdictCommit,
 )
 from meshd.p2p.network import NetworkError, RequestRefused
 
@@ -63,16 +61,6 @@ class WorkerSettings:
     memory_bytes: int = 2 << 30
     wall_s: float = 3600.0
     device: str = "cpu"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A leased shard and, once computed, what was committed to."""
-
-    assignment: Signed[Assignment]
-    seed: bytes
-    output: bytes | None = None
-    commitment: Signed[Commitment] | None = None
 
 
 class Worker:
@@ -178,13 +166,14 @@ class _JobWork:
             return
         self._view = self._worker.jobs.view(self._record, self._plan)
         dispatch, job_id = self._ports.dispatch, self._record.id
+        openings = Openings(self._ports, self._view, self._shards)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await nursery.start(Follower(self._ports, self._view).run)
             await self._load()
             with (
                 dispatch.on(Assignment, job_id, self._on_assignment),
-                dispatch.on(OpenRequest, job_id, self._on_open),
+                dispatch.on(OpenRequest, job_id, openings.on_request),
             ):
                 nursery.start_soon(self._offer)
                 while not await self._ended():
@@ -285,10 +274,10 @@ class _JobWork:
             except* (ExecutorError, WorkloadError) as errors:
                 why = "; ".join(str(error) for error in errors.exceptions)
                 log.warning("shard failed", shard=shard.assignment.message.shard, why=why)
-        if shard.commitment is None:
-            await self._hand_back(shard, LeaseEndReason.FAILED)
-        else:
+        if shard.commitment is not None:
             await self._hand_in(shard, shard.commitment)
+        elif not self._over(shard):
+            await self._hand_back(shard, LeaseEndReason.FAILED)
 
     async def _hand_in(self, shard: Shard, commitment: Signed[Commitment]) -> None:
         """Send a commitment until the log has it, or the lease is over without it."""
@@ -315,7 +304,7 @@ class _JobWork:
         slot = await self._worker.take_slot()
         self._worker.running[shard.assignment.digest] = shard
         try:
-            return await self._compute(shard, slot)
+            return shard if self._over(shard) else await self._compute(shard, slot)
         finally:
             self._worker.running.pop(shard.assignment.digest, None)
             self._worker.give_slot(slot)
@@ -397,62 +386,3 @@ class _JobWork:
         await self._ports.deliver(
             self._orchestrator, self._ports.sign(end), until=lambda: self._over(shard)
         )
-
-    # ---- audits --------------------------------------------------------------------------
-
-    async def _on_open(self, signed: Signed[Message]) -> Signed[Open]:
-        """Open the drawn rows to the auditor whose verdict is committed, and to it alone."""
-        request = cast(OpenRequest, signed.message)
-        shard = next(
-            (
-                shard
-                for shard in self._shards.values()
-                if shard.commitment is not None
-                and shard.commitment.digest == request.commitment_hash
-            ),
-            None,
-        )
-        if shard is None or shard.output is None:
-            raise RequestRefused("no such commitment is mine")
-        challenge = await self._check_audit(signed, request)
-        message = shard.assignment.message
-        place = ResultPlace(self._record.id, message.shard, self._ports.address)
-        blob = self._ports.blobs.read(shard.output)
-        rows = unpack(packed_rows(blob)).rows()
-        self._ports.blobs.put(blob, readers=[signed.signer])
-        return self._ports.sign(
-            Open(
-                job_id=self._record.id,
-                commitment_hash=request.commitment_hash,
-                rows=place.open_rows(shard.seed, rows, challenge.message.drawn),
-                salt_seed=shard.seed,
-                output=shard.output,
-                digests=(),
-            )
-        )
-
-    async def _check_audit(
-        self, signed: Signed[Message], request: OpenRequest
-    ) -> Signed[Challenge]:
-        """Return the auditor's challenge; refuse anybody who is not due to audit."""
-        try:
-            challenge = self._ports.domain.open(request.challenge)
-            verdict = self._ports.domain.open(request.verdict)
-        except CodecError as error:
-            raise RequestRefused(str(error)) from error
-        if not (
-            isinstance(challenge.message, Challenge)
-            and isinstance(verdict.message, VerdictCommit)
-            and challenge.signer == verdict.signer == signed.signer
-        ):
-            raise RequestRefused("challenge and verdict are not this auditor's")
-        height = (await self._ports.chain.head()).height
-        why = await self._view.audit_refusal(
-            request.commitment_hash,
-            cast(Signed[Challenge], challenge),
-            cast(Signed[VerdictCommit], verdict),
-            height,
-        )
-        if why is not None:
-            raise RequestRefused(why)
-        return cast(Signed[Challenge], challenge)

@@ -186,9 +186,7 @@ class LocalSwarm:
 
     def meshd(self, *arguments: str, node: str = "researcher") -> Any:
         """Run a command with --json at a daemon; return what it prints, fail if it fails."""
-        done = meshd(
-            *arguments, "--json", "--data-dir", str(self.folder / node), cwd=self.folder
-        )
+        done = meshd(*arguments, "--json", "--data-dir", str(self.folder / node), cwd=self.folder)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -219,7 +217,9 @@ class LocalSwarm:
         return self.wait_job(f"job {job_id[:8]} ends", job_id, lambda d: d["state"] in ENDED)
 
     def balances(self) -> dict[str, int]:
-        """Return every participant's MCC by address, as the chain has it."""
+        """Return every participant's MCC by address, as the chain has it when no job is open."""
+        for job in self.researcher.jobs():
+            self.wait_ended(job["id"])
         addresses = [participant.address for participant in self.swarm.participants.values()]
         return trio.run(mcc_balances, self.swarm.rpc, self.swarm.deployment, addresses)
 

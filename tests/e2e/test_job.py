@@ -45,8 +45,6 @@ def jobs(swarm: LocalSwarm) -> Jobs:
     watch = meshd("job", "watch", complete, "--json", "--data-dir", data_dir, cwd=swarm.folder)
     assert watch.returncode == 0, watch.stderr
     watched = [json.loads(line) for line in watch.stdout.splitlines()]
-    for job_id in (taken_back, stopped):
-        swarm.wait_ended(job_id)
     return Jobs(complete, taken_back, stopped, watched, before, swarm.balances())
 
 

@@ -32,7 +32,9 @@ class Job:
 def job(swarm: LocalSwarm) -> Job:
     """A job that lasts: a worker has few unpaid shards at a time, so there are many cuts."""
     before = swarm.balances()
-    submitted = swarm.submit(rows_per_shard=2, audit__retention=2, pay__max_unsettled=4)
+    submitted = swarm.submit(
+        rows_per_shard=2, audit__retention=2, pay__max_unsettled=6, time__window="1s"
+    )
     return Job(submitted, before)
 
 
@@ -62,9 +64,7 @@ def test_a_worker_killed_with_a_lease_comes_back_to_the_job(swarm: LocalSwarm, j
         "a shard of its is accepted",
         job.id,
         lambda detail: any(
-            share["accepted"]
-            for share in detail["workers"]
-            if share["account"] == worker.address
+            share["accepted"] for share in detail["workers"] if share["account"] == worker.address
         ),
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import trio
+from sim.wiretap import Relay
 
 from meshd.ledger.joblog import entries_root
 from meshd.node.compute.executor import Executor, InferRequest
@@ -31,7 +32,6 @@ from meshd.p2p.messages import (
     VerdictCommit,
 )
 from meshd.p2p.network import Handler, Network, RequestRefused
-from sim.wiretap import Relay
 
 M = TypeVar("M", bound=Message)
 
@@ -73,7 +73,9 @@ class Inventing(_Wrapped):
         count = max(1, round(self._share * rows.count))
         bad = set(self._random.sample(range(rows.count), count))
         honest = rows.rows()
-        return pack(rows.schema, [spoilt(rows, i) if i in bad else honest[i] for i in range(rows.count)])
+        return pack(
+            rows.schema, [spoilt(rows, i) if i in bad else honest[i] for i in range(rows.count)]
+        )
 
 
 def spoilt(rows: Rows, index: int) -> bytes:
@@ -284,9 +286,7 @@ class _HeadForger(Relay):
                 signed = self._batch_with(message, head.message, entries, signed)
         return await super().request(to, signed, deadline_s=deadline_s)
 
-    def forge(
-        self, to: Address, head: LogHead, entries: tuple[bytes, ...]
-    ) -> tuple[bytes, ...]:
+    def forge(self, to: Address, head: LogHead, entries: tuple[bytes, ...]) -> tuple[bytes, ...]:
         raise NotImplementedError
 
     def _batch_with(

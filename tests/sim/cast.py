@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import trio
+from sim.invariants import Cast, check_all
+from sim.swarm import SETTLE_IN_S, SimNode, Swarm, reference_rows
 
 from meshd.ledger.jobstate import JobState
 from meshd.node.compute.executor import InferRequest
 from meshd.node.compute.toy import ToyExecutor
 from meshd.node.researcher import SubmittedJob
 from meshd.node.workloads.rows import unpack
-from sim.invariants import Cast, check_all
-from sim.swarm import SETTLE_IN_S, SimNode, Swarm, reference_rows
 
 VALIDATORS = ("victor", "vera", "vince", "viola", "vito")
 WORKERS = ("wanda", "will", "walt")

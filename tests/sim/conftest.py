@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import structlog
 import trio
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for `from sim.swarm import Swarm`
 
 SEEDS, LONG_SEEDS = 200, 3000
 FIGURES: Counter[str] = Counter()

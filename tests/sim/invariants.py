@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from sim.swarm import SimNode, Swarm, reference_rows
+
 from meshd.ledger.audits import Status, Work
 from meshd.ledger.jobstate import JobState
 from meshd.ledger.settlement import Statement
@@ -14,7 +16,6 @@ from meshd.node.settling import closed_state, statement_at
 from meshd.node.workloads.rows import unpack
 from meshd.p2p.identity import Address
 from meshd.p2p.messages import AuditResult, JobTerms, Receipt
-from sim.swarm import SimNode, Swarm, reference_rows
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Cast:
         return [node for node in swarm.nodes.values() if node.name not in self.dishonest]
 
 
-async def check_all(swarm: Swarm, researcher: SimNode, job_id: bytes, cast: Cast) -> JobState | None:
+async def check_all(
+    swarm: Swarm, researcher: SimNode, job_id: bytes, cast: Cast
+) -> JobState | None:
     """Check every invariant of one job that is over; return what its log says, if it has one."""
     job = swarm.job(researcher, job_id)
     assert job is not None
@@ -86,9 +89,7 @@ async def longest_view(swarm: Swarm, job: SubmittedJob, cast: Cast) -> LogView |
     return longest if heads else None
 
 
-def check_money(
-    swarm: Swarm, job: SubmittedJob, state: JobState, statement: Statement
-) -> None:
+def check_money(swarm: Swarm, job: SubmittedJob, state: JobState, statement: Statement) -> None:
     """What the chain paid is what the log owes, account by account; or nothing was anchored."""
     pot = swarm.ledger.state().pots[job.id]
     claimed = {
@@ -178,16 +179,13 @@ def check_output(
             assert rows[first + index] == right[first + index], f"shard {shard} row {index}"
 
 
-def _certain_rows(
-    swarm: Swarm, work: Work, terms: JobTerms, cast: Cast
-) -> Collection[int]:
+def _certain_rows(swarm: Swarm, work: Work, terms: JobTerms, cast: Cast) -> Collection[int]:
     """Return the rows of a shard that cannot be wrong."""
     if swarm.by_address(work.worker).name not in cast.dishonest:
         return range(work.commitment.message.n)
     return {
         row
         for finding in work.findings
-        if _is_good(finding.result)
-        and swarm.by_address(finding.auditor).name not in cast.dishonest
+        if _is_good(finding.result) and swarm.by_address(finding.auditor).name not in cast.dishonest
         for row in finding.challenge.message.drawn
     }

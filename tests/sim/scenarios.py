@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
+from sim import adversaries as bad
+from sim.invariants import Cast, check_all
+from sim.swarm import SETTLE_IN_S, SimNode, Swarm, identity_of, simulate
 
 from meshd.node.compute.executor import Executor
 from meshd.node.compute.toy import ToyExecutor
 from meshd.p2p.identity import Address
 from meshd.p2p.network import Network
-from sim import adversaries as bad
-from sim.invariants import Cast, check_all
-from sim.swarm import SETTLE_IN_S, SimNode, Swarm, identity_of, simulate
 
 WORK_S, SETTLE_S = 200, 110
 ACTION_S = 70.0
@@ -85,7 +85,7 @@ def scenario_of(seed: int) -> Scenario:
         rows=luck.choice((1, 2, 3, 4, 5, 6, 7, 8, 12)) * 4,
         rows_per_shard=luck.choice((4, 4, 8)),
         speed=luck.choice((30, 100, 1000)),
-        loss=luck.choice((0.0, 0.0, 0.02, 0.08)),
+        loss=luck.choice((0.0, 0.0, 0.02, 0.05, 0.1)),
         duplicate=luck.choice((0.0, 0.0, 0.1)),
         roles=roles,
         faults=_faults(luck, workers, tuple(validators)),
@@ -116,7 +116,7 @@ def _faults(
 ) -> tuple[Fault, ...]:
     everybody = tuple(dict.fromkeys(("oscar", "rita", *workers, *validators)))
     faults = []
-    for _ in range(luck.choice((0, 1, 1, 2, 3))):
+    for _ in range(luck.choice((0, 1, 2, 3, 5))):
         at, lasts = luck.uniform(0, ACTION_S), luck.uniform(1, 30)
         kind = luck.choice(("crash", "crash", "crash", "partition", "outage", "lag"))
         group = everybody

@@ -16,6 +16,7 @@ import trio
 import trio.testing
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
+from sim.wiretap import Wiretap
 
 from meshd.ledger.beacon import BlockHashBeacon
 from meshd.ledger.chain import Register, Stake
@@ -38,7 +39,6 @@ from meshd.p2p.identity import NOBODY, Address, Identity
 from meshd.p2p.memory import MemorySwarm
 from meshd.p2p.messages import ZERO, JobTerms
 from meshd.p2p.network import Network
-from sim.wiretap import Wiretap
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # the stubs that mypy has for trio

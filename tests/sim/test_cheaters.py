@@ -79,6 +79,7 @@ async def test_a_worker_that_hoards_leases_holds_nothing_up(swarm: Swarm) -> Non
     job = await swarm.submit(rita, lease_blocks=20)
     job = await finish(swarm, job, cast=cast_of("wanda"))
     check_whole_output(swarm, job)
+    assert all(len(leases) <= 2 for leases in log_of(swarm, job).shards.values())
     assert received(swarm, job, "wanda") == 0
 
 

@@ -40,10 +40,12 @@ async def test_a_killed_workers_shard_goes_to_another_attempt(swarm: Swarm) -> N
     job = await swarm.submit(rita, rows=32)
     wanda = swarm.nodes["wanda"]
     await wait_until(
-        lambda: following(swarm, job)
-        and any(
-            lease.accept and lease.open and lease.assignment.message.worker == wanda.address
-            for lease in log_of(swarm, job).leases.values()
+        lambda: (
+            following(swarm, job)
+            and any(
+                lease.accept and lease.open and lease.assignment.message.worker == wanda.address
+                for lease in log_of(swarm, job).leases.values()
+            )
         )
     )
     swarm.kill(wanda)
@@ -81,8 +83,10 @@ async def test_an_orchestrator_that_restarts_lets_nothing_accepted_be_computed_a
     rita = await gather(swarm, speed=200)
     job = await swarm.submit(rita, rows=64)
     await wait_until(
-        lambda: following(swarm, job)
-        and sum(w.status is Status.ACCEPTED for w in log_of(swarm, job).works.values()) >= 2
+        lambda: (
+            following(swarm, job)
+            and sum(w.status is Status.ACCEPTED for w in log_of(swarm, job).works.values()) >= 2
+        )
     )
     state = log_of(swarm, job)
     before = {name: work for name, work in state.works.items() if work.status is Status.ACCEPTED}
@@ -151,8 +155,10 @@ async def test_a_job_cancelled_after_its_start_pays_what_passed(swarm: Swarm) ->
     rita = await gather(swarm, speed=100)
     job = await swarm.submit(rita)
     await wait_until(
-        lambda: following(swarm, job)
-        and any(w.status is Status.ACCEPTED for w in log_of(swarm, job).works.values())
+        lambda: (
+            following(swarm, job)
+            and any(w.status is Status.ACCEPTED for w in log_of(swarm, job).works.values())
+        )
     )
     assert rita.node is not None
     await rita.node.researcher.cancel(job.id)
@@ -184,8 +190,10 @@ async def test_members_settle_what_passed_when_the_orchestrator_is_gone(swarm: S
     rita = await gather(swarm, speed=100)
     job = await swarm.submit(rita, work_s=90, settle_s=100)
     await wait_until(
-        lambda: following(swarm, job)
-        and any(w.status is Status.ACCEPTED for w in log_of(swarm, job).works.values())
+        lambda: (
+            following(swarm, job)
+            and any(w.status is Status.ACCEPTED for w in log_of(swarm, job).works.values())
+        )
     )
     swarm.kill(swarm.nodes["oscar"])
     job = await finish(swarm, job, state="failed")
@@ -201,17 +209,19 @@ async def test_members_settle_when_the_orchestrator_dies_between_end_and_cut(swa
     rita = await gather(swarm)
     job = await swarm.submit(rita, rows=16, work_s=100, settle_s=100)
     oscar = swarm.nodes["oscar"]
-    view = oscar.node.jobs.known_view(job.id) if oscar.node else None
-    while view is None:
-        await trio.sleep(0.1)
-        view = oscar.node.jobs.known_view(job.id) if oscar.node else None
+    await wait_until(lambda: following(swarm, job))
+    followed = swarm.job(rita, job.id)
+    assert followed is not None
+    view = followed.view
+    assert view is not None
     await wait_until(lambda: any(isinstance(e.message, JobEnd) for e in view.certified_entries()))
     swarm.kill(oscar)
     await swarm.wait_over(rita, job.id, limit_s=300)
     over = swarm.job(rita, job.id)
     assert over is not None
     await finish(swarm, job, state=over.state.value)  # its output may have died with it
-    assert len([r for r in log_of(swarm, job).book.receipts if r.receipt_kind == "work"]) == 2
+    for work in log_of(swarm, job).works.values():
+        assert received(swarm, job, swarm.by_address(work.worker).name) > 0
 
 
 @simulated
@@ -221,7 +231,7 @@ async def test_a_job_that_cannot_be_done_in_time_ends_with_what_passed(swarm: Sw
     state = log_of(swarm, job)
     assert state.end is not None
     assert state.end.message.reason == JobEndReason.DEADLINE
-    assert 0 < swarm.ledger.escrow(job.id).paid
+    assert swarm.ledger.escrow(job.id).paid > 0
 
 
 # ---- committees ------------------------------------------------------------------------------
@@ -316,8 +326,10 @@ async def test_two_jobs_share_all_workers(swarm: Swarm) -> None:
 async def wait_leased(swarm: Swarm, job: SubmittedJob) -> None:
     """Wait until every worker computes and none has committed."""
     await wait_until(
-        lambda: following(swarm, job)
-        and sum(lease.accept is not None for lease in log_of(swarm, job).leases.values()) >= 3
+        lambda: (
+            following(swarm, job)
+            and sum(lease.accept is not None for lease in log_of(swarm, job).leases.values()) >= 3
+        )
     )
     assert not log_of(swarm, job).works
 
