@@ -49,6 +49,8 @@ log = structlog.get_logger()
 
 ASK_S = 1.0
 """Seconds between two requests for the same opening."""
+MIN_ASKS = 3
+"""Requests before a worker is found silent, however late this auditor came to ask."""
 OPEN_S = 5.0
 FETCH_S = 60.0
 """Seconds that one request for an opening, and one try to fetch the output, may take."""
@@ -225,7 +227,9 @@ class Audit:
         commitment = self._work.commitment.message
         drawn = challenge.message.drawn
         own = unpack(self._ports.blobs.read(own_digest)).rows()
-        while not await self._silence_over(verdict):
+        asked = 0
+        while asked < MIN_ASKS or not await self._silence_over(verdict):
+            asked += 1
             opened = await self._ask_to_open(challenge, verdict)
             if opened is None:
                 await trio.sleep(ASK_S)

@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MAX_TERMS = 64 * 1024
+MAX_HOLDERS = 16
 MAX_PROGRAM = 8 * 1024 * MIB
 RETRY_S = 2.0
 IDLE_S = 2.0
-"""Seconds between two looks at the chain while no job is open."""
+"""Seconds between two looks at the chain while no job waits for its start."""
 TERMS_S = 10.0
 """Seconds that the holders of a job's terms have: anybody may be named as one."""
 
@@ -145,7 +146,7 @@ class Jobs:
             for event in events:
                 await self._take_event(event)
             self._next_height = head.height + 1
-            if not any(record.open for record in self.records.values()):
+            if not any(r.open and r.started is None for r in self.records.values()):
                 await trio.sleep(IDLE_S)
 
     async def _take_event(self, event: object) -> None:
@@ -234,8 +235,9 @@ class Jobs:
                 holders = (signed.signer, *(Address(h) for h in signed.message.holders))
                 self._hints[signed.message.job_id] = _Hint(signed.message, holders)
                 record = self.records.get(signed.message.job_id)
-                if record is not None and record.holders != holders:
-                    self._update(replace(record, holders=holders))
+                if record is not None and not set(holders) <= set(record.holders):
+                    named = tuple(dict.fromkeys((*holders, *record.holders)))
+                    self._update(replace(record, holders=named[:MAX_HOLDERS]))
 
     async def _fetch_terms(self) -> None:
         while True:

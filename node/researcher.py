@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-ANNOUNCE_S = 3.0
+ANNOUNCE_S, REPEAT_S = 3.0, 15.0
+"""Seconds between two announcements of a job: before its start, and after."""
 STEP_S = 2.0
 START_BLOCKS = 3
 """Blocks after `open` before the committee can be drawn."""
@@ -218,7 +219,8 @@ class Researcher:
         topic = jobs_topic(self._ports.domain.network)
         while not _ended(job):
             await self._ports.network.publish(topic, self._ports.sign(announce))
-            await trio.sleep(ANNOUNCE_S)
+            new = job.state is JobState.ANNOUNCED
+            await trio.sleep(ANNOUNCE_S if new else REPEAT_S)
 
     async def _see_through(self, job: SubmittedJob) -> None:
         await self._ports.chain.send(f"open:{job.id.hex()}", _open_call(job))

@@ -53,7 +53,7 @@ def submit(file: Path, watch: bool, data_dir: str | None, as_json: bool) -> None
 @job.command("ls", epilog="Example:  meshd job ls --json | jq -r '.[] | .id + \" \" + .state'")
 @daemon_command
 def list_jobs(data_dir: str | None, as_json: bool) -> None:
-    """List the jobs submitted through this daemon, the newest first."""
+    """List the jobs submitted through this daemon, newest first."""
     answer = client(data_dir).jobs()
     if as_json:
         print_json(answer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+
+from pydantic_core import from_json
 
 from meshd.config.amounts import parse_mcc
 from meshd.config.errors import ConfigError
@@ -58,8 +59,10 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     if not raw:
         return {}
     try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        # Not json.loads: web3 raises Python's recursion limit so far that a deeply nested body
+        # overflows the stack there. This parser has its own limit.
+        body = from_json(raw)
+    except ValueError as error:
         raise ControlError(
             "usage", f"the body is not JSON: {error}", "send a JSON object"
         ) from None

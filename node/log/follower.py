@@ -25,6 +25,8 @@ PULL_S, MAX_PULL_S = 2.0, 8.0
 """Seconds between two questions whether the log has grown, when gossip is silent: at first, and
 at most as long as it does not grow.
 """
+IDLE_S = 60.0
+"""The same once everything is settled."""
 ANSWER_S = 2.0
 """Seconds that a peer has to answer such a question."""
 
@@ -59,7 +61,8 @@ class Follower:
                     before = self._view.log.tip
                     await self.pull()
                     grown = self._view.log.tip is not before
-                    patience = PULL_S if grown else min(2 * patience, MAX_PULL_S)
+                    most = IDLE_S if self._view.state.book.closed else MAX_PULL_S
+                    patience = PULL_S if grown else min(2 * patience, most)
                     with trio.move_on_after(patience):
                         await self._heard.wait()
 

@@ -29,7 +29,7 @@ STEP_S = 2.0
 """Seconds after which a validator looks again though nothing happened."""
 BACKUP_BLOCKS = 20
 """Blocks after which a member carries a settlement to the chain itself, times its place."""
-SERVE_BLOCKS = 10
+SERVE_BLOCKS = 5
 AGAIN_S = 10.0
 """Seconds after which an audit that is not through is taken up again."""
 
@@ -94,7 +94,7 @@ class _Seat:
     # ---- audits --------------------------------------------------------------------------
 
     async def _audit_all(self, nursery: trio.Nursery) -> None:
-        while True:
+        while not self._view.state.book.closed:
             height = (await self._ports.chain.head()).height
             for work in await self._view.audits(height):
                 track = work.track
@@ -104,18 +104,15 @@ class _Seat:
                     self._taken.add(key)
                     nursery.start_soon(self._audit, work, key)
             reveal_due(self._context, self._revealed, nursery)
-            with trio.move_on_after(STEP_S):
+            with trio.move_on_after(STEP_S) as step:
                 async with trio.open_nursery() as waiting:
-                    waiting.start_soon(self._wake_on_block, height, waiting.cancel_scope)
-                    waiting.start_soon(self._wake_on_log, waiting.cancel_scope)
+                    waiting.start_soon(self._wake_on_block, height, step)
+                    await self._view.changed(STEP_S)
+                    step.cancel()
 
-    async def _wake_on_block(self, height: int, scope: trio.CancelScope) -> None:
+    async def _wake_on_block(self, height: int, step: trio.CancelScope) -> None:
         await self._ports.chain.wait_height(height + 1)
-        scope.cancel()
-
-    async def _wake_on_log(self, scope: trio.CancelScope) -> None:
-        await self._view.changed(STEP_S)
-        scope.cancel()
+        step.cancel()
 
     async def _audit(self, work: Work, key: tuple[bytes, int, int, int]) -> None:
         """Audit; what the log has not taken by then is sent again by another run."""
@@ -157,7 +154,8 @@ class _Seat:
                 waited += 1
                 if waited > patience:
                     await self._settle_all(state)
-            await self._ports.chain.wait_height(head.height + (SERVE_BLOCKS if paid else 1))
+            blocks = 1 if state.book.closed and not paid else SERVE_BLOCKS
+            await self._ports.chain.wait_height(head.height + blocks)
 
     async def _settle_all(self, state: JobState) -> None:
         for epoch in range(1, state.book.epoch + 1):

@@ -5,6 +5,7 @@
 - Handshakes have no limit an address, and a slot once taken by an inbound connection is kept
   after it closed: here slots are per address, per network and given back.
 - The receive window of yamux is not enforced: here a peer that overruns it is cut off.
+- Whoever is cancelled while it writes breaks the connection for all: here frames stay whole.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.protocol_muxer import multiselect_communicator
+from libp2p.stream_muxer import muxer_multistream
 from libp2p.stream_muxer.yamux.yamux import MAX_WINDOW_SIZE, Yamux, YamuxStream
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
@@ -38,6 +40,9 @@ BUFFER_LIMIT = MAX_WINDOW_SIZE + 1024 * 1024
 CONNECTION_LIMIT = 4 * MAX_WINDOW_SIZE
 """Unread bytes of all streams of one connection."""
 
+WRITE_S = 10.0
+"""Seconds until a frame must be in the socket's buffer."""
+
 CREDIT_BATCH = 16 * 1024
 """Bytes read before a stream's window is opened again; windows are 256 KiB at least."""
 
@@ -47,6 +52,15 @@ _log = structlog.get_logger()
 def bound_negotiation() -> None:
     """Bound what a protocol negotiation may announce, for every host in this process."""
     vars(multiselect_communicator)["read_delim"] = _read_line
+
+
+def bound_multiplexing() -> None:
+    """Have BoundedYamux multiplex every connection in this process.
+
+    py-libp2p negotiates by the muxers it was given, then makes a Yamux of its own whatever they
+    were.
+    """
+    vars(muxer_multistream)[Yamux.__name__] = BoundedYamux
 
 
 def batch_window_updates() -> None:
@@ -103,11 +117,27 @@ class _Buffers(dict[int, bytearray]):
 
 
 class BoundedYamux(Yamux):
-    """Yamux whose receive window is enforced."""
+    """Yamux whose receive window is enforced, and whose frames are written whole or not at all."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.stream_buffers = _Buffers()
+
+    async def _write_frame(self, data: bytes) -> None:
+        """Write a frame, also if the writer is cancelled once it has begun.
+
+        Noise numbers a message when it encrypts it: after one that never left, or left in part,
+        the peer can decrypt nothing more and closes the connection. Raises TooSlowError, and
+        closes it, if the peer takes nothing for WRITE_S.
+        """
+        async with self._write_lock:
+            deadline = trio.current_time() + WRITE_S
+            with trio.CancelScope(deadline=deadline, shield=True) as scope:
+                await self.secured_conn.write(data)
+            if scope.cancelled_caught:
+                await self.secured_conn.close()
+                raise trio.TooSlowError
+        await trio.lowlevel.checkpoint()
 
 
 class StreamGuard:

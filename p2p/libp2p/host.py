@@ -33,6 +33,7 @@ from meshd.p2p.libp2p.guard import (
     InboundGate,
     StreamGuard,
     batch_window_updates,
+    bound_multiplexing,
     bound_negotiation,
 )
 from meshd.p2p.limits import Slots, is_public
@@ -91,6 +92,7 @@ def make_host(identity: Identity, settings: NetworkSettings, stats: Counter[str]
     """Return a guarded host of *identity* that does not listen yet."""
     quiet_library()
     bound_negotiation()
+    bound_multiplexing()
     batch_window_updates()
     keys = create_new_key_pair(identity.secret)
     noise = NoiseTransport(keys, noise_privkey=create_x25519_key_pair().private_key)

@@ -39,13 +39,15 @@ ROWS = 48
 JOB = {
     "program": "affine.program",
     "data": "numbers.data",
-    "rows_per_shard": 4,
+    "rows_per_shard": 6,
     "price": "1000",
     "cap": "100",
     "deadline": "20m",
     "time.window": "5s",
     "audit.silence": 10,
+    "orchestrator": "0x" + "ab" * 20,
 }
+"""A job that would be taken; `LocalSwarm.submit` names the swarm's own orchestrator."""
 
 
 def wait_for(what: str, found: Callable[[], T | None], *, patience_s: float = PATIENCE_S) -> T:

@@ -16,7 +16,7 @@ from tests.e2e.local_swarm import (
     paid_attempts,
 )
 
-SHARDS = 12
+SHARDS = 8
 
 
 @dataclass

@@ -38,7 +38,7 @@ class Node:
     async def stop(self) -> None:
         """Shut down in order."""
         self._stop.set()
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             await self._stopped.wait()
 
 
@@ -114,7 +114,7 @@ class Kit:
             asked = self.word(asker.identity)
             assert await asker.network.request(node.address, asked) == asked
 
-    async def eventually(self, condition: Callable[[], object], *, within_s: float = 15) -> None:
+    async def eventually(self, condition: Callable[[], object], *, within_s: float = 30) -> None:
         """Wait until *condition* holds."""
         with trio.fail_after(within_s):
             while not condition():

@@ -17,8 +17,8 @@ from meshd.node.compute.toy import ToyExecutor
 from meshd.p2p.identity import Address
 from meshd.p2p.network import Network
 
-WORK_S, SETTLE_S = 200, 110
-ACTION_S = 70.0
+WORK_S, SETTLE_S = 190, 100
+ACTION_S = 50.0
 """Faults begin within so many seconds of the submission."""
 
 
@@ -46,6 +46,7 @@ class Scenario:
     speed: int
     loss: float
     duplicate: float
+    latency_s: tuple[float, float]
     roles: dict[str, str]
     """Name -> what kind of cheater it is."""
     faults: tuple[Fault, ...]
@@ -71,8 +72,10 @@ ORCHESTRATORS = ("dropping", "withholding", "equivocating", "overpaying", "favou
 def scenario_of(seed: int) -> Scenario:
     """Return the scenario of *seed*."""
     luck = random.Random(f"scenario/{seed}")
-    workers = tuple(f"worker{i}" for i in range(luck.choice((2, 2, 3, 3, 4, 5))))
-    validators = [f"validator{i}" for i in range(luck.choice((1, 2, 3, 3, 3, 3, 4, 5, 7)))]
+    workers = tuple(f"worker{i}" for i in range(luck.choices((2, 3, 4, 5), (10, 6, 2, 1))[0]))
+    validators = [
+        f"validator{i}" for i in range(luck.choices((1, 2, 3, 4, 5, 7), (3, 2, 12, 2, 2, 1))[0])
+    ]
     if luck.random() < 0.1:
         validators[0] = "oscar"
     if luck.random() < 0.1 and len(validators) > 2:
@@ -82,11 +85,12 @@ def scenario_of(seed: int) -> Scenario:
         seed=seed,
         workers=workers,
         validators=tuple(validators),
-        rows=luck.choice((1, 2, 3, 4, 5, 6, 7, 8, 12)) * 4,
-        rows_per_shard=luck.choice((4, 4, 8)),
-        speed=luck.choice((30, 100, 1000)),
+        rows=luck.choices((1, 2, 3, 4, 6, 12), (3, 6, 6, 4, 2, 1))[0] * 4,
+        rows_per_shard=luck.choice((4, 4, 4, 8)),
+        speed=luck.choice((40, 100, 1000)),
         loss=luck.choice((0.0, 0.0, 0.02, 0.05, 0.1)),
         duplicate=luck.choice((0.0, 0.0, 0.1)),
+        latency_s=luck.choice(((0.02, 0.02), (0.02, 0.02), (0.005, 0.1))),
         roles=roles,
         faults=_faults(luck, workers, tuple(validators)),
         epoch_share=luck.choice((1.0, 1.0, 0.3)),
@@ -149,7 +153,11 @@ def run_seed(seed: int) -> Run:
     """Run the scenario of *seed*; raises AssertionError where an invariant does not hold."""
     scenario = scenario_of(seed)
     return simulate(
-        _Player(scenario).play, seed=seed, loss=scenario.loss, duplicate=scenario.duplicate
+        _Player(scenario).play,
+        seed=seed,
+        loss=scenario.loss,
+        duplicate=scenario.duplicate,
+        latency_s=scenario.latency_s,
     )
 
 

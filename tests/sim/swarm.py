@@ -94,14 +94,26 @@ class Swarm:
     """Builds nodes over one memory swarm and one memory chain, and injects faults."""
 
     def __init__(
-        self, nursery: trio.Nursery, *, seed: int, loss: float = 0.0, duplicate: float = 0.0
+        self,
+        nursery: trio.Nursery,
+        *,
+        seed: int,
+        loss: float = 0.0,
+        duplicate: float = 0.0,
+        latency_s: tuple[float, float] = (0.02, 0.02),
     ) -> None:
         self.random = random.Random(seed)
         self.nursery = nursery
         self.ledger = MemoryLedger(DOMAIN, seed=seed)
         self._origin = trio.current_time()
         self.network = MemorySwarm(
-            DOMAIN, nursery, seed=seed, wall=self.wall, loss=loss, duplicate=duplicate
+            DOMAIN,
+            nursery,
+            seed=seed,
+            wall=self.wall,
+            latency_s=latency_s,
+            loss=loss,
+            duplicate=duplicate,
         )
         self.wiretap = Wiretap(DOMAIN)
         self.nodes: dict[str, SimNode] = {}
@@ -319,6 +331,7 @@ def simulate(
     seed: int = 0,
     loss: float = 0.0,
     duplicate: float = 0.0,
+    latency_s: tuple[float, float] = (0.02, 0.02),
 ) -> T:
     """Run *scenario* on a new swarm under virtual time and return its result.
 
@@ -330,7 +343,7 @@ def simulate(
     async def main() -> None:
         error: Exception | None = None
         async with trio.open_nursery() as nursery:
-            swarm = Swarm(nursery, seed=seed, loss=loss, duplicate=duplicate)
+            swarm = Swarm(nursery, seed=seed, loss=loss, duplicate=duplicate, latency_s=latency_s)
             try:
                 results.append(await scenario(swarm))
             except Exception as raised:
