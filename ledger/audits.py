@@ -322,8 +322,6 @@ class Work:
         agreeing = self._agreeing(finding, objections)
         if len(agreeing) < 2 and self._confirm(track, height):
             return
-        if len(agreeing) < 2 and any(f.result is AuditResult.SILENT for f in objections):
-            agreeing = objections  # nobody is left to ask, and it did not open to all
         if len(agreeing) < 2:
             self._void("its auditors found different results")
             return

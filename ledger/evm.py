@@ -10,6 +10,7 @@ import httpx
 import trio
 from eth_typing import Hash32
 from eth_utils.address import to_canonical_address, to_checksum_address
+from pydantic_core import from_json
 from web3 import AsyncWeb3
 from web3.exceptions import (
     BlockNotFound,
@@ -60,7 +61,9 @@ class TrioProvider(AsyncJSONBaseProvider):
         try:
             with trio.fail_after(REQUEST_S):
                 raw = await self._post(self.encode_rpc_request(method, params))
-            reply = self.decode_rpc_response(raw)
+            # Not json.loads: web3 raises the recursion limit so far that a deeply nested answer
+            # overflows the stack there.
+            reply = from_json(raw)
         except trio.TooSlowError as error:
             raise self._unavailable(f"gave no answer in {REQUEST_S:g} s") from error
         except httpx.HTTPError as error:
@@ -71,7 +74,7 @@ class TrioProvider(AsyncJSONBaseProvider):
             raise self._unavailable("answered what is no JSON") from error
         if not isinstance(reply, dict) or not ("result" in reply or "error" in reply):
             raise self._unavailable("answered what is no JSON-RPC")
-        return reply
+        return cast(RPCResponse, reply)
 
     async def _post(self, body: bytes) -> bytes:
         async with self._client.stream("POST", self.url, content=body) as response:

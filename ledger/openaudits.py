@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 
-from meshd.ledger.audits import Work
+from meshd.ledger.audits import Status, Work
 from meshd.p2p.identity import Address
 from meshd.p2p.messages import JobTerms
 
@@ -57,3 +57,14 @@ class OpenAudits:
                 if track.due(self._terms) < height:
                     return True
         return False
+
+    def undecided(self, log_height: int, height: int) -> bool:
+        """Return whether *height* decides on a second audit and the log, at *log_height*, has
+        not come so far.
+        """
+        waiting = (
+            work.waiting_beacon(self._terms.lag)
+            for work in self.works.values()
+            if work.status is Status.ACCEPTED
+        )
+        return any(beacon is not None and log_height < beacon <= height for beacon in waiting)

@@ -56,6 +56,10 @@ class Book:
         """Whether the last cut was made: nothing can be entered any more."""
         return bool(self.finals) and self.finals[-1]
 
+    def total_at(self, epoch: int) -> int:
+        """Return what all receipts up to cut number *epoch* come to."""
+        return sum(receipt.amount for receipt in self.receipts[: self.epochs[epoch - 1]])
+
     @property
     def pot(self) -> int:
         """What the escrow can pay in all."""

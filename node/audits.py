@@ -52,8 +52,9 @@ ASK_S = 1.0
 MIN_ASKS = 3
 """Requests before a worker is found silent, however late this auditor came to ask."""
 OPEN_S = 5.0
-FETCH_S = 60.0
-"""Seconds that one request for an opening, and one try to fetch the output, may take."""
+FETCH_S = 5.0
+"""Seconds that one request for an opening may take, and half the first try to fetch the output:
+each further try may take twice as long."""
 AGAIN_S = 10.0
 """Seconds after which a reveal that is not in the log yet is sent again."""
 SPARE_BLOCKS = 5
@@ -242,7 +243,7 @@ class Audit:
             if disagreeing(own, theirs, self._context.plan.output_schema):
                 return AuditResult.MISMATCH, None
             try:
-                await self._fetch_output(opened.output)
+                await self._fetch_output(opened.output, FETCH_S * 2**asked)
                 return AuditResult.ACCEPTED, opened.output
             except OutputError as error:
                 log.info("output malformed", why=str(error))
@@ -280,7 +281,7 @@ class Audit:
             log.debug("worker did not open", why=str(error))
         return None
 
-    async def _fetch_output(self, digest: bytes) -> Rows:
+    async def _fetch_output(self, digest: bytes, deadline_s: float) -> Rows:
         """Bring the worker's whole result here and check it against its commitment.
 
         It is kept for the aggregator. Raises OutputError and NetworkError.
@@ -288,7 +289,7 @@ class Audit:
         commitment = self._work.commitment.message
         limit = commitment.output_bytes + 1024
         await self._ports.network.fetch(
-            digest, max_bytes=limit, holders=[self._work.worker], deadline_s=FETCH_S
+            digest, max_bytes=limit, holders=[self._work.worker], deadline_s=deadline_s
         )
         blob = self._ports.blobs.read(digest)
         rows = open_output(self._result_place, commitment, blob, self._context.plan.output_schema)

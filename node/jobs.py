@@ -37,6 +37,8 @@ MAX_PROGRAM = 8 * 1024 * MIB
 RETRY_S = 2.0
 IDLE_S = 2.0
 """Seconds between two looks at the chain while no job waits for its start."""
+FETCH_S, MAX_FETCH_S = 15.0, 960.0
+"""Seconds that a fetch may take at the first try, and at the last ones."""
 TERMS_S = 10.0
 """Seconds that the holders of a job's terms have: anybody may be named as one."""
 
@@ -293,16 +295,23 @@ class Jobs:
     async def fetch(
         self, record: JobRecord, digest: bytes, max_bytes: int, others: Sequence[Address] = ()
     ) -> None:
-        """Bring a blob of the job here; try its holders until one has it."""
+        """Bring a blob of the job here; try its holders until one has it.
+
+        A holder that fell silent is given up sooner at first than later on.
+        """
+        deadline_s = FETCH_S
         while digest not in self._ports.blobs:
             known = self.records.get(record.id, record)
             holders = [*others, *known.holders, known.opened.researcher, known.orchestrator]
             holders = [h for h in dict.fromkeys(holders) if h not in (NOBODY, self._ports.address)]
             try:
-                await self._ports.network.fetch(digest, max_bytes=max_bytes, holders=holders)
+                await self._ports.network.fetch(
+                    digest, max_bytes=max_bytes, holders=holders, deadline_s=deadline_s
+                )
                 return
             except NetworkError as error:
                 log.info("blob not had yet", blob=digest.hex()[:8], why=str(error))
+            deadline_s = min(2 * deadline_s, MAX_FETCH_S)
             await trio.sleep(RETRY_S)
 
     def known_view(self, job_id: bytes) -> LogView | None:

@@ -110,6 +110,21 @@ class Settler:
         follow = job.anchored_at + 2 * job.window if job.anchored_at else 0
         return head.timestamp > max(job.settle_deadline, follow)
 
+    async def settle_newest(self, state: JobState) -> int:
+        """Settle the newest cut of a log that the escrow takes in one step; return its epoch, or
+        0 if none could be. Later cuts contain the earlier ones, which need no anchor then.
+        """
+        job = await self._on_chain()
+        room = job.total + self._view.job.terms.epoch_limit
+        fit = [
+            epoch
+            for epoch in range(max(job.last_epoch, 1), state.book.epoch + 1)
+            if state.book.total_at(epoch) <= room
+        ]
+        if fit and await self.settle(statement_at(self._view, state, fit[-1])):
+            return fit[-1]
+        return 0
+
     async def settle(self, statement: Statement) -> bool:
         """Anchor *statement* under a quorum's signatures and pay every account it names.
 

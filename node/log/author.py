@@ -170,10 +170,14 @@ class Author:
                     await self._close()
 
     def _wants_empty(self, height: int) -> bool:
-        """An empty head makes the one before it final, or an auditor's silence part of the log."""
+        """An empty head makes the one before it final, or the passing of time part of the log: an
+        auditor's silence, or a beacon that lets the verdicts on what was accepted be revealed.
+        """
         batches = self.view.log.batches
         unfinished = bool(batches) and bool(batches[-1].entries)
-        return unfinished or self.live.overdue(self.view.height, height)
+        overdue = self.live.audits.overdue(self.view.height, height)
+        final = self.view.state
+        return unfinished or overdue or final.audits.undecided(final.height, height)
 
     async def _certify_all(self) -> None:
         while True:

@@ -13,7 +13,7 @@ from meshd.node.jobs import JobRecord, Jobs
 from meshd.node.log.follower import Follower
 from meshd.node.log.view import LogView
 from meshd.node.ports import Ports
-from meshd.node.settling import Closing, Settler, statement_at
+from meshd.node.settling import Closing, Settler
 from meshd.node.verification.outputs import OutputError, ResultPlace, open_output, packed_rows
 from meshd.node.workloads.errors import WorkloadError
 from meshd.node.workloads.infer import InferPlan
@@ -28,8 +28,8 @@ log = structlog.get_logger()
 
 STEP_S = 2.0
 GATHER_AT_ONCE = 4
-FETCH_S = 120.0
-"""Seconds that one auditor and the worker have to bring an output here."""
+FETCH_S, MAX_FETCH_S = 15.0, 960.0
+"""Seconds that bringing an output here may take at the first try, and at the last ones."""
 
 
 class Aggregator:
@@ -90,6 +90,7 @@ class _JobOutput:
         self._held: dict[int, tuple[bytes, bytes]] = {}
         """Shard -> (commitment, blob of its packed rows)."""
         self._gathering: set[bytes] = set()
+        self._patience: dict[bytes, float] = {}
         self._slots = trio.CapacityLimiter(GATHER_AT_ONCE)
         self._settled_epochs = 0
         self._closing = Closing(self._ports, self._view)
@@ -156,12 +157,14 @@ class _JobOutput:
                     name,
                     max_bytes=commitment.output_bytes + 1024,
                     holders=[finding.auditor, work.worker],
-                    deadline_s=FETCH_S,
+                    deadline_s=self._patience.get(work.hash, FETCH_S),
                 )
                 blob = self._ports.blobs.read(name)
                 open_output(place, commitment, blob, self._plan.output_schema)
             except (NetworkError, OutputError) as error:
                 log.info("output not had yet", shard=shard, why=str(error))
+                longer = 2 * self._patience.get(work.hash, FETCH_S)
+                self._patience[work.hash] = min(longer, MAX_FETCH_S)
                 continue
             await self._keep(shard, work, blob)
             await self._acknowledge(shard, finding.auditor, commitment.output_root)
@@ -199,8 +202,8 @@ class _JobOutput:
         while True:
             state = await self._closing.state()
             while self._settled_epochs < state.book.epoch:
-                epoch = self._settled_epochs + 1
-                if not await settler.settle(statement_at(self._view, state, epoch)):
+                epoch = await settler.settle_newest(state)
+                if epoch <= self._settled_epochs:
                     break
                 self._settled_epochs = epoch
                 log.info("settled", job=self._record.id.hex()[:8], epoch=epoch)

@@ -15,7 +15,7 @@ from meshd.node.jobs import JobRecord, Jobs
 from meshd.node.log.member import Member
 from meshd.node.log.view import LogView
 from meshd.node.ports import Ports
-from meshd.node.settling import SettlementSigner, Settler, statement_at
+from meshd.node.settling import SettlementSigner, Settler
 from meshd.node.workloads.errors import WorkloadError
 from meshd.p2p.codec import Signed
 from meshd.p2p.messages import JobTerms, Message, OutputAck, SettlementRequest
@@ -158,6 +158,8 @@ class _Seat:
             await self._ports.chain.wait_height(head.height + blocks)
 
     async def _settle_all(self, state: JobState) -> None:
-        for epoch in range(1, state.book.epoch + 1):
-            if not await self._settler.settle(statement_at(self._view, state, epoch)):
+        epoch = 0
+        while epoch < state.book.epoch:
+            before, epoch = epoch, await self._settler.settle_newest(state)
+            if epoch <= before:
                 return

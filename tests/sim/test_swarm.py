@@ -17,7 +17,8 @@ def play(seed: int, figures: Counter[str]) -> None:
     except BaseException as error:
         error.add_note(f"{scenario_of(seed)}")
         error.add_note(
-            f"replay: .venv/bin/pytest tests/sim/test_swarm.py -k one_job --sim-seed {seed} --sim-log"
+            "replay: .venv/bin/pytest tests/sim/test_swarm.py -k one_job "
+            f"--sim-seed {seed} --sim-log"
         )
         raise
     figures["seeds"] += 1

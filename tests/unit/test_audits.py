@@ -299,6 +299,15 @@ def test_one_silence_and_one_accusation_are_not_two_of_a_kind() -> None:
     assert [finding.in_majority for finding in work.findings] == [False, False, True]
 
 
+def test_one_silence_and_one_accusation_reject_nobody_even_if_no_third_is_left() -> None:
+    story = Story(members=2)
+    work = story.work(0)
+    story.audit(work, MISMATCH)
+    story.audit(work, SILENT)
+    assert work.status is Status.VOID
+    assert not story.state.workers[work.worker].rejected
+
+
 def test_in_a_committee_of_one_its_word_decides() -> None:
     story = Story(members=1)
     work = story.work(0)
