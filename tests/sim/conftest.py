@@ -10,9 +10,7 @@ import pytest
 import structlog
 import trio
 
-SEEDS, LONG_SEEDS = 200, 3000
-FIGURES: Counter[str] = Counter()
-"""Seeds, seconds and faults of all runs."""
+SEEDS = 200
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,21 +44,20 @@ def quiet(request: pytest.FixtureRequest) -> Iterator[None]:
     structlog.reset_defaults()
 
 
-@pytest.fixture
-def figures() -> Counter[str]:
-    """What the runs add up to; printed at the end."""
-    return FIGURES
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not FIGURES["seeds"]:
+    """Print what all seeds add up to, those that other processes ran included."""
+    figures: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        properties = dict(report.user_properties) if report.when == "call" else {}
+        figures.update(properties.get("simulation", {}))
+    if not figures["seeds"]:
         return
-    faults = {name: n for name, n in sorted(FIGURES.items()) if name.startswith("fault: ")}
-    states = {name: n for name, n in sorted(FIGURES.items()) if name.startswith("state: ")}
+    faults = {name: n for name, n in sorted(figures.items()) if name.startswith("fault: ")}
+    states = {name: n for name, n in sorted(figures.items()) if name.startswith("state: ")}
     terminalreporter.section("simulation")
     terminalreporter.write_line(
-        f"{FIGURES['seeds']} seeds, {FIGURES['virtual ms'] / 3.6e6:.1f} virtual hours in "
-        f"{FIGURES['ms'] / 1e3:.0f} seconds, {sum(faults.values())} faults injected"
+        f"{figures['seeds']} seeds, {figures['virtual ms'] / 3.6e6:.1f} virtual hours in "
+        f"{figures['ms'] / 1e3:.0f} seconds, {sum(faults.values())} faults injected"
     )
     for counts in (states, faults):
         line = ", ".join(f"{name.split(': ')[1]} {n}" for name, n in counts.items())

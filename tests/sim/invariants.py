@@ -47,8 +47,9 @@ async def check_all(
         return None
     state = view.state if view.state.book.closed else await closed_state(view)
     statement = statement_at(view, state, state.book.epoch)
-    check_money(swarm, job, state, statement)
+    check_money(swarm, job, statement)
     check_receipts(state, statement.receipts)
+    check_caught(view, state, statement.receipts)
     check_settlements(swarm, job, cast)
     check_verdicts(swarm, state, cast)
     check_output(swarm, researcher, job, state, cast)
@@ -89,7 +90,7 @@ async def longest_view(swarm: Swarm, job: SubmittedJob, cast: Cast) -> LogView |
     return longest if heads else None
 
 
-def check_money(swarm: Swarm, job: SubmittedJob, state: JobState, statement: Statement) -> None:
+def check_money(swarm: Swarm, job: SubmittedJob, statement: Statement) -> None:
     """What the chain paid is what the log owes, account by account; or nothing was anchored."""
     pot = swarm.ledger.state().pots[job.id]
     claimed = {
@@ -104,11 +105,10 @@ def check_money(swarm: Swarm, job: SubmittedJob, state: JobState, statement: Sta
         assert claimed == owed
     for account, amount in claimed.items():
         assert amount <= owed.get(account, 0), f"{account.hex()} got more than the log owes"
-    del state
 
 
 def check_receipts(state: JobState, receipts: Sequence[Receipt]) -> None:
-    """Nothing unaudited is paid, nothing twice, nobody caught for what was not settled before."""
+    """Nothing unaudited is paid, nothing twice; audits and services stay within their shares."""
     paid: set[int] = set()
     for receipt in receipts:
         assert receipt.amount >= 0
@@ -117,8 +117,7 @@ def check_receipts(state: JobState, receipts: Sequence[Receipt]) -> None:
             paid.add(receipt.shard)
             work = state.works[receipt.commitment_hash]
             assert work.status is Status.ACCEPTED
-            assert any(_is_good(finding.result) for finding in work.findings)
-            assert not state.workers[work.worker].rejected or work.epoch
+            assert any(finding.result is AuditResult.ACCEPTED for finding in work.findings)
         if receipt.receipt_kind == "audit":
             assert receipt.signer in state.genesis.committee
     for finding in (f for work in state.works.values() for f in work.findings):
@@ -133,8 +132,17 @@ def check_receipts(state: JobState, receipts: Sequence[Receipt]) -> None:
     assert services <= work_pay * shares // 10**6
 
 
-def _is_good(result: AuditResult) -> bool:
-    return result is AuditResult.ACCEPTED
+def check_caught(view: LogView, state: JobState, receipts: Sequence[Receipt]) -> None:
+    """A worker that was caught is paid for nothing that was not settled before."""
+    caught: dict[Address, int] = {}
+    for work in state.works.values():
+        if work.status is Status.REJECTED:
+            height = work.findings[-1].height
+            caught[work.worker] = min(height, caught.get(work.worker, height))
+    for receipt in receipts:
+        if receipt.receipt_kind == "work" and receipt.signer in caught:
+            cut = view.log.batches[receipt.log_seq - 1]
+            assert cut.height <= caught[Address(receipt.signer)], "a caught worker is paid"
 
 
 def check_settlements(swarm: Swarm, job: SubmittedJob, cast: Cast) -> None:
@@ -186,6 +194,7 @@ def _certain_rows(swarm: Swarm, work: Work, terms: JobTerms, cast: Cast) -> Coll
     return {
         row
         for finding in work.findings
-        if _is_good(finding.result) and swarm.by_address(finding.auditor).name not in cast.dishonest
+        if finding.result is AuditResult.ACCEPTED
+        and swarm.by_address(finding.auditor).name not in cast.dishonest
         for row in finding.challenge.message.drawn
     }

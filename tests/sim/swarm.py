@@ -29,6 +29,7 @@ from meshd.node.ports import Dispatch, Ports
 from meshd.node.researcher import SubmittedJob
 from meshd.node.roles.worker import WorkerSettings
 from meshd.node.store import Store
+from meshd.node.workloads.datasets import parse_manifest, slice_rows
 from meshd.node.workloads.infer import shard_count
 from meshd.node.workloads.planning import units
 from meshd.node.workloads.program import parse_program
@@ -306,8 +307,6 @@ def reference_rows(rows: int) -> tuple[bytes, ...]:
     data = affine_program(width=WIDTH, steps=STEPS)
     program = parse_program(data)
     dataset = affine_dataset(rows, width=WIDTH, rows_per_chunk=rows)
-    from meshd.node.workloads.datasets import parse_manifest, slice_rows
-
     manifest = parse_manifest(dataset.manifest_bytes)
     chunks = {digest(chunk): chunk for chunk in dataset.chunks}
     packed = run_program(program, data, unpack(slice_rows(manifest, chunks, range(rows))))

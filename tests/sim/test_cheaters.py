@@ -42,6 +42,27 @@ async def test_a_worker_that_invents_rows_is_rejected_by_two_and_receives_nothin
 
 
 @simulated
+async def test_an_output_holds_nothing_of_a_worker_that_was_caught_late(swarm: Swarm) -> None:
+    """Every accepted shard is audited again: what passed the first time may fail the second."""
+    late = 0
+    for round_ in range(4):
+        name = f"cheater{round_}"
+        if not round_:
+            rita = await gather(swarm, workers=2)
+        cheater = bad.Inventing(ToyExecutor(1000), 0.25, seed=round_)
+        await swarm.add(name, "worker", executor=cheater)
+        job = await swarm.submit(rita, rows=24, second_audit_share=1_000_000, probation_rows=2)
+        names = tuple(f"cheater{i}" for i in range(round_ + 1))
+        job = await finish(swarm, job, cast=cast_of(*names))
+        state = log_of(swarm, job)
+        late += any(
+            work.status in (Status.REJECTED, Status.VOID) and work.accepted_height
+            for work in state.works.values()
+        )
+    assert late
+
+
+@simulated
 async def test_a_worker_that_repeats_one_answer_is_rejected(swarm: Swarm) -> None:
     rita = await gather(swarm, wanda={"executor": bad.Caching(ToyExecutor(1000))})
     job = await finish(swarm, await swarm.submit(rita), cast=cast_of("wanda"))

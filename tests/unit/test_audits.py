@@ -183,7 +183,8 @@ def test_an_attestation_names_its_audit_and_a_known_result(change: dict[str, int
     story = Story()
     work = story.work(0)
     auditor, verdict = story.judge(work)
-    assert story.say(auditor, story.attestation(work, verdict, **change)) is not None
+    wrong = story.attestation(work, verdict).model_copy(update=change)
+    assert story.say(auditor, wrong) is not None
     assert work.status is Status.PENDING
 
 
