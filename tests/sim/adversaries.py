@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -286,8 +287,9 @@ class _HeadForger(Relay):
                 signed = self._batch_with(message, head.message, entries, signed)
         return await super().request(to, signed, deadline_s=deadline_s)
 
+    @abstractmethod
     def forge(self, to: Address, head: LogHead, entries: tuple[bytes, ...]) -> tuple[bytes, ...]:
-        raise NotImplementedError
+        """Return the entries to send instead of *entries*."""
 
     def _batch_with(
         self, batch: LogBatch, head: LogHead, entries: tuple[bytes, ...], like: Signed[Message]
