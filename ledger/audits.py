@@ -1,14 +1,14 @@
-"""How one commitment is audited, decided from log entries and their heights alone.
+"""How a commitment, or a span of them, is audited, decided from log entries and their heights.
 
-A commitment passes through *tracks*. Each is one question put to the committee members in the
-order that a beacon drew: a first audit, perhaps a second one of what was accepted, and a
-confirmation of whatever an auditor objects to. An auditor that is silent in its slot is
-replaced by the next; its word no longer counts then.
+The subject of an audit passes through *tracks*. Each is one question put to the committee
+members in the order that a beacon drew: a first audit, perhaps a second one of what was
+accepted, and a confirmation of whatever an auditor objects to. An auditor that is silent in its
+slot is replaced by the next; its word no longer counts then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -17,12 +17,10 @@ from meshd.p2p.codec import Signed
 from meshd.p2p.identity import Address
 from meshd.p2p.messages import (
     ZERO,
-    Assignment,
     Attestation,
     AuditKind,
     AuditResult,
     Challenge,
-    Commitment,
     JobTerms,
     Reveal,
     VerdictCommit,
@@ -68,7 +66,7 @@ class Track:
     index: int
     since: int
     drawn: tuple[int, ...] | None = None
-    """The rows to check, where they are fixed already (a confirmation)."""
+    """What to check, where that is fixed already (a confirmation)."""
     challenge: Signed[Challenge] | None = None
     verdict: Signed[VerdictCommit] | None = None
     verdict_height: int = 0
@@ -95,20 +93,20 @@ class Track:
             self.challenge = self.verdict = None
 
 
-@dataclass
-class Work:
-    """A commitment, its lease's assignment, and its audits."""
+@dataclass(kw_only=True, eq=False)
+class Subject:
+    """What one audit decides on: a commitment in inference, a span of them in training.
 
-    commitment: Signed[Commitment]
-    assignment: Signed[Assignment]
-    payee: Address
+    The auditor draws `sample` of its `population` (rows, or shards) and computes them again.
+    """
+
     height: int
     position: int
-    """Place of the entry in the whole log, from 0."""
+    """Place in the whole log, from 0, of the entry that completed it."""
     beacon_height: int
     lost_beacons: tuple[int, ...]
     """Beacons of lost heads that may have held it: a second audit is certain."""
-    sample_rows: int
+    sample: int
     probation: bool
     status: Status = Status.PENDING
     track: Track | None = None
@@ -122,23 +120,37 @@ class Work:
 
     @property
     def hash(self) -> bytes:
-        """The commitment's digest."""
-        return self.commitment.digest
+        """The digest by which challenges and attestations name it."""
+        raise NotImplementedError
 
     @property
     def worker(self) -> Address:
         """Who committed."""
-        return self.commitment.signer
+        raise NotImplementedError
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The shard and attempt that verdicts on it are bound to."""
+        raise NotImplementedError
+
+    @property
+    def population(self) -> int:
+        """How many rows, or shards, its audit draws from."""
+        raise NotImplementedError
+
+    def units_of(self, drawn: Sequence[int]) -> int:
+        """Return the compute units that computing *drawn* again takes at most."""
+        raise NotImplementedError
 
     @property
     def settled(self) -> bool:
         """Whether no audit of it is open or can still come."""
         return self.status is not Status.PENDING and self.second_decided and self.track is None
 
-    def drawn_now(self) -> int:
-        """Return how many rows the open challenge draws; 0 if none is open."""
+    def drawn_now(self) -> tuple[int, ...]:
+        """Return what the open challenge draws; nothing if none is open."""
         track = self.track
-        return 0 if not track or not track.challenge else len(track.challenge.message.drawn)
+        return () if not track or not track.challenge else track.challenge.message.drawn
 
     def waiting_beacon(self, lag: int) -> int | None:
         """Return the height whose block hash opens this work's next track; None if none does."""
@@ -196,9 +208,8 @@ class Work:
         if message.audit_kind != track.kind or message.beacon_height != track.beacon_height:
             return "challenge names another audit"
         beacon = beacons[track.beacon_height]
-        rows = self.commitment.message.n
         expected = track.drawn or draws.drawn_rows(
-            self.hash, beacon, message.nonce, rows, self.sample_rows
+            self.hash, beacon, message.nonce, self.population, self.sample
         )
         if message.drawn != expected:
             return "rows drawn do not follow from beacon and nonce"
@@ -215,12 +226,8 @@ class Work:
             return "verdict is for another challenge"
         if entry.signer != track.auditor or track.verdict is not None:
             return "verdict is another auditor's, or a second one"
-        message, assignment = entry.message, self.assignment.message
-        if (message.shard, message.attempt, message.draw_index) != (
-            assignment.shard,
-            assignment.attempt,
-            track.index,
-        ):
+        message = entry.message
+        if (message.shard, message.attempt, message.draw_index) != (*self.place, track.index):
             return "verdict is bound to another shard"
         track.verdict, track.verdict_height = entry, height
         return None

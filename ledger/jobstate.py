@@ -10,15 +10,18 @@ from collections.abc import Iterable, Mapping
 from typing import cast
 
 from meshd.ledger import settlement
-from meshd.ledger.audits import Status, Work
-from meshd.ledger.joblog import Batch, Genesis, open_vote
-from meshd.ledger.leases import Lease, ShardPlan, WorkerRecord
+from meshd.ledger.audits import Status, Subject
+from meshd.ledger.joblog import Batch, Genesis, LogError, open_vote
+from meshd.ledger.leases import Lease, Leases, ShardPlan, WorkerRecord
 from meshd.ledger.openaudits import OpenAudits
+from meshd.ledger.rounds import Rounds
+from meshd.ledger.works import LostHead, OpenSpans, Work, lost_beacons, works_of
 from meshd.p2p.codec import Domain, Signed
 from meshd.p2p.identity import NOBODY, Address
 from meshd.p2p.messages import (
     Assignment,
     Attestation,
+    Canary,
     Challenge,
     Commitment,
     Cut,
@@ -30,6 +33,7 @@ from meshd.p2p.messages import (
     LeaseEndReason,
     Message,
     Reveal,
+    RoundClose,
     Stop,
     TermStart,
     VerdictCommit,
@@ -45,26 +49,42 @@ class JobState:
         self.domain = domain
         self.genesis = genesis
         self.terms = terms
-        self._plan = plan
         self.height = 0
         self.seq = 0
         self.term = 0
         self.position = 0
-        self.leases: dict[bytes, Lease] = {}
-        self.shards: dict[int, list[Lease]] = {}
-        self.workers: dict[Address, WorkerRecord] = {}
+        self.rounds = Rounds(terms, genesis.committee)
+        self._leases = Leases(terms, self.rounds, plan)
+        self._spans = OpenSpans(terms)
         self.works: dict[bytes, Work] = {}
+        """By the digest of their commitments."""
         self.book = settlement.Book(genesis.job_id, terms)
         self.stop: Signed[Stop] | None = None
         self.end: Signed[JobEnd] | None = None
         self.beacons: dict[int, bytes] = {}
-        self._lost_heads: list[tuple[int, int]] = []
-        """(term that dropped it, height) of each lost head."""
+        self._lost_heads: list[LostHead] = []
         self._seen: set[bytes] = set()
-        self.audits = OpenAudits(terms, genesis.committee)
-        self._challenged: dict[bytes, Work] = {}
-        self._judged: dict[bytes, Work] = {}
-        """Works by the digest of a challenge, and of a verdict commitment, of theirs."""
+        self.audits = OpenAudits(terms, self._auditors)
+
+    @property
+    def leases(self) -> dict[bytes, Lease]:
+        """Every lease, by the digest of its assignment."""
+        return self._leases.all
+
+    @property
+    def shards(self) -> dict[int, list[Lease]]:
+        """The attempts at each shard, by its number in the whole job."""
+        return self._leases.shards
+
+    @property
+    def subjects(self) -> dict[bytes, Subject]:
+        """What is audited and paid as one: the works, or the spans of a training job."""
+        return self.audits.all
+
+    @property
+    def workers(self) -> dict[Address, WorkerRecord]:
+        """What every worker did in the job."""
+        return self._leases.workers
 
     # ---- applying ------------------------------------------------------------------------
 
@@ -83,8 +103,8 @@ class JobState:
 
     def audits_at(
         self, height: int, log_height: int, beacons: Mapping[int, bytes]
-    ) -> Iterable[Work]:
-        """Yield copies of the works that have an audit open at chain *height*; in them auditors
+    ) -> Iterable[Subject]:
+        """Yield copies of the subjects that have an audit open at chain *height*; in them auditors
         are replaced whose time was over before *log_height*, the highest certified head's.
         """
         return self.audits.copies_at(height, log_height, {**self.beacons, **beacons})
@@ -92,8 +112,7 @@ class JobState:
     def begin_batch(self, term: int, seq: int, height: int, beacons: Mapping[int, bytes]) -> None:
         """Take up the place of the batch whose entries are applied next."""
         if term > self.term:
-            for lease in self.leases.values():
-                lease.until += height - self.height if lease.open else 0
+            self._leases.extend(height - self.height)
         self.reach(height, beacons)
         self.seq, self.term = seq, term
 
@@ -129,7 +148,7 @@ class JobState:
         if self.end is not None and not isinstance(message, Cut | Reveal | TermStart):
             return "the job has ended"
         match message:
-            case Assignment() | LeaseEnd() | TermStart() | Cut() | JobEnd():
+            case Assignment() | LeaseEnd() | RoundClose() | TermStart() | Cut() | JobEnd():
                 if entry.signer != self.genesis.orchestrator:
                     return "entry is the orchestrator's to sign"
                 return self._by_orchestrator(entry)
@@ -137,13 +156,16 @@ class JobState:
                 same = entry.signer == self.terms.researcher and message == self.terms
                 return None if same else "these are not the job's terms"
             case LeaseAccept():
-                return self._lease_accept(cast(Signed[LeaseAccept], entry))
+                return self._leases.accept(cast(Signed[LeaseAccept], entry))
+            case Canary():
+                return self.rounds.on_canary(cast(Signed[Canary], entry))
             case Commitment():
                 return self._commitment(cast(Signed[Commitment], entry))
             case Stop():
                 if entry.signer != self.terms.researcher:
                     return "only the researcher may stop the job"
                 self.stop = cast(Signed[Stop], entry)
+                self._close_spans(self._spans.workers())
                 return None
             case _:
                 return self._by_auditor(entry)
@@ -151,14 +173,17 @@ class JobState:
     def _by_orchestrator(self, entry: Signed[Message]) -> str | None:
         match entry.message:
             case Assignment():
-                return self._assignment(cast(Signed[Assignment], entry))
+                return self._leases.assign(
+                    cast(Signed[Assignment], entry), height=self.height, term=self.term
+                )
             case LeaseEnd() as message:
                 return self._lease_end(message)
+            case RoundClose():
+                return self._round_close(cast(Signed[RoundClose], entry))
             case TermStart() as message:
                 if message.term != self.term:
                     return "term start of another term"
-                self._note_lost(cast(Signed[TermStart], entry))
-                return None
+                return self._note_lost(cast(Signed[TermStart], entry))
             case Cut() as message:
                 return self._cut(message)
             case _:
@@ -168,6 +193,8 @@ class JobState:
         reason = entry.message.reason
         if reason not in list(JobEndReason):
             return f"unknown reason {reason}"
+        if reason == JobEndReason.COMPLETE and self.rounds.failed:
+            return "a round failed: the gate accepted nothing of it"
         if reason == JobEndReason.COMPLETE and not (self.complete and self.audited):
             return "not every shard is accepted and audited"
         if reason == JobEndReason.STOPPED and self.stop is None:
@@ -176,168 +203,139 @@ class JobState:
         return None
 
     def _by_auditor(self, entry: Signed[Message]) -> str | None:
-        match entry.message:
-            case Challenge() as message:
-                work = self.works.get(message.commitments)
-                if work is None:
-                    return "challenge of an unknown commitment"
-                challenge = cast(Signed[Challenge], entry)
-                why = work.on_challenge(challenge, self.height, self.terms, self.beacons)
-                if why is None:
-                    self._challenged[entry.digest] = work
-                return why
-            case VerdictCommit():
-                return self._verdict(cast(Signed[VerdictCommit], entry))
-            case Attestation() as message:
-                found = self.works.get(message.commitment_hash)
-                if found is None:
-                    return "attestation of an unknown commitment"
-                return self._attestation(found, cast(Signed[Attestation], entry))
-            case Reveal() as message:
-                judged = self._judged.get(message.verdict_commit)
-                if judged is None:
-                    return "no such verdict"
-                return judged.on_reveal(cast(Signed[Reveal], entry), ended=self.end is not None)
-            case _:
-                return f"{entry.message.kind} has no effect in this kind of job"
+        message = entry.message
+        if not isinstance(message, Challenge | VerdictCommit | Attestation | Reveal):
+            return f"{message.kind} has no effect in this kind of job"
+        named = message.commitment_hash if isinstance(message, Attestation) else b""
+        subject = self.subjects.get(named)
+        before = subject.status if subject is not None else None
+        why = self.audits.take(
+            entry, height=self.height, beacons=self.beacons, ended=self.end is not None
+        )
+        if subject is not None and subject.status is not before:
+            worker = self.workers[subject.worker]
+            if subject.status is Status.ACCEPTED:
+                worker.accepted += not self.rounds.training
+            elif subject.status is Status.REJECTED:
+                self._reject(worker)
+        return why
 
     # ---- leases and commitments ----------------------------------------------------------
 
-    def _assignment(self, entry: Signed[Assignment]) -> str | None:
-        message = entry.message
-        worker = self.workers.get(Address(message.worker)) or WorkerRecord()
-        if message.term > self.term or message.round >= self.terms.rounds:
-            return "assignment is of a later term or round"
-        if message.shard >= self.terms.shards:
-            return f"the job has no shard {message.shard}"
-        attempts = self.shards.get(message.shard, [])
-        if message.attempt != len(attempts):
-            return f"attempt {message.attempt} is not number {len(attempts)}"
-        if any(lease.holds_shard for lease in attempts):
-            return f"shard {message.shard} is another lease's"
-        if not self.height < message.lease_until <= self.height + self.terms.lease_blocks:
-            return "lease ends before its beginning or after the terms' limit"
-        if self.terms.workers and message.worker not in self.terms.workers:
-            return "worker is not among those the terms allow"
-        if worker.rejected:
-            return "worker was rejected in this job"
-        if worker.in_flight >= worker.allowance:
-            return f"worker has {worker.in_flight} leases in flight and may have no more"
-        if worker.unsettled >= self.terms.max_unsettled:
-            return f"worker has {worker.unsettled} unsettled shards and may have no more"
-        if self._plan is not None and (message.units, message.input_hash) != (
-            self._plan.units(message.shard),
-            self._plan.input_hash(message.round, message.shard),
-        ):
-            return "units or input are not those of the shard"
-        lease = Lease(entry, message.lease_until)
-        self.leases[entry.digest] = lease
-        self.shards.setdefault(message.shard, []).append(lease)
-        self.workers.setdefault(Address(message.worker), worker).leases.append(lease)
-        return None
-
-    def _lease_accept(self, entry: Signed[LeaseAccept]) -> str | None:
-        lease = self.leases.get(entry.message.assignment_hash)
-        if lease is None or entry.signer != lease.assignment.message.worker:
-            return "no lease of this worker"
-        if lease.accept is not None or not lease.open:
-            return "lease was accepted already or is over"
-        if entry.message.payee == NOBODY:
-            return "no payee"
-        lease.accept = entry
-        return None
-
     def _lease_end(self, message: LeaseEnd) -> str | None:
-        lease = self.leases.get(message.assignment_hash)
-        if lease is None or not lease.open:
-            return "no such lease is open"
-        try:
-            lease.ended = LeaseEndReason(message.reason)
-        except ValueError:
-            return f"unknown reason {message.reason}"
-        if lease.ended is not LeaseEndReason.HANDED_BACK:
-            self.workers[Address(lease.assignment.message.worker)].halvings += 1
-        return None
+        why = self._leases.end(message)
+        if why is None:
+            worker = Address(self.leases[message.assignment_hash].assignment.message.worker)
+            if not any(lease.open for lease in self.workers[worker].leases):
+                self._close_spans([worker], left=True)
+        return why
 
     def _commitment(self, entry: Signed[Commitment]) -> str | None:
-        message = entry.message
-        lease = self.leases.get(message.assignment_hash)
-        if lease is None or entry.signer != lease.assignment.message.worker:
-            return "no lease of this worker"
-        if lease.accept is None or not lease.open:
-            return "lease was not accepted, or is over"
+        why = self._leases.commitment_problem(entry, height=self.height)
+        if why is not None:
+            return why
+        lease = self.leases[entry.message.assignment_hash]
+        assert lease.accept is not None
         assignment = lease.assignment.message
-        if self.height > lease.until:
-            return "the lease lapsed"
-        if message.n != self.rows_of(assignment.shard) or message.hash_alg != 1:
-            return "commitment is to another number of rows, or by an unknown hash"
         worker = self.workers[entry.signer]
         probation = len(worker.works) < self.terms.probation_shards
-        rows = self.terms.probation_rows if probation else self.terms.audit_rows
         work = Work(
             commitment=entry,
             assignment=lease.assignment,
             payee=Address(lease.accept.message.payee),
+            number=self._leases.number(assignment.round, assignment.shard),
             height=self.height,
             position=self.position,
             beacon_height=self.height + self.terms.lag,
-            lost_beacons=tuple(
-                height + self.terms.lag
-                for term, height in self._lost_heads
-                if term > assignment.term
-            ),
-            sample_rows=rows,
+            lost_beacons=lost_beacons(self.terms, self._lost_heads, assignment.term),
+            sample=self.terms.probation_rows if probation else self.terms.audit_rows,
             probation=probation,
         )
         lease.work = work
         worker.works.append(work)
-        self.works[entry.digest] = self.audits.works[entry.digest] = work
+        self.works[entry.digest] = work
+        if self.rounds.training:
+            worker.accepted += 1
+            lease.entered = True
+            if self._spans.add(work) or self.rounds.over or self.stop is not None:
+                self._close_spans([work.worker])
+        else:
+            self.audits.add(work)
         return None
 
-    def rows_of(self, shard: int) -> int:
-        """Return the number of rows of a shard (its inner steps are training's)."""
-        start = shard * self.terms.rows_per_shard
-        return min(self.terms.rows_per_shard, self.terms.rows - start)
+    # ---- rounds and spans ----------------------------------------------------------------
 
-    def _note_lost(self, entry: Signed[TermStart]) -> None:
-        for raw in entry.attached:
-            for head in open_vote(self.domain, self.genesis, raw).signed:
-                lost = (entry.message.term, head.message.height)
-                if head.digest in entry.message.lost and lost not in self._lost_heads:
-                    self._lost_heads.append(lost)
+    def round_works(self) -> list[Work]:
+        """Return what is committed to the open round, in the order of its shards."""
+        works = []
+        for shard in range(self.terms.shards):
+            for lease in self.shards.get(self._leases.number(self.rounds.open, shard), []):
+                if lease.work is not None and lease.holds_shard:
+                    works.append(lease.work)
+        return works
+
+    def free_shards(self) -> list[int]:
+        """Return the shards of the open round that nobody holds."""
+        if self.rounds.over:
+            return []
+        return [
+            shard
+            for shard in range(self.terms.shards)
+            if not any(lease.holds_shard for lease in self.attempts(shard))
+        ]
+
+    def attempts(self, shard: int) -> list[Lease]:
+        """Return the attempts at a shard of the open round."""
+        return self.shards.get(self._leases.number(self.rounds.open, shard), [])
+
+    def _round_close(self, entry: Signed[RoundClose]) -> str | None:
+        works = self.round_works()
+        tries = self.rounds.tries
+        why = self.rounds.on_close(entry, works)
+        if why is None and self.rounds.tries > tries:
+            for shard in range(self.terms.shards):
+                for lease in self.attempts(shard):
+                    lease.released = lease.released or lease.work is not None
+        if why is None and self.rounds.over:
+            self._close_spans(self._spans.workers())
+        return why
+
+    def _close_spans(self, workers: Iterable[Address], *, left: bool = False) -> None:
+        """Close the spans of *workers*: here their beacon is fixed."""
+        for worker in workers:
+            span = self._spans.close(
+                worker, self.height, self.position, self._lost_heads, left=left
+            )
+            if span is not None:
+                self.audits.add(span)
+
+    def _auditors(self, subject: Subject) -> tuple[Address, ...]:
+        """Return the members that can audit *subject*: in training those of its class."""
+        commitment = works_of(subject)[0].commitment.message
+        return self.rounds.members_of(commitment.numeric_class)
+
+    def _note_lost(self, entry: Signed[TermStart]) -> str | None:
+        try:
+            votes = [open_vote(self.domain, self.genesis, raw) for raw in entry.attached]
+        except LogError as error:
+            return str(error)
+        for head in (head for vote in votes for head in vote.signed):
+            lost = (entry.message.term, head.message.height)
+            if lost[1] > self.height:
+                continue  # nobody who waited for its beacon could begin a term so early
+            if head.digest in entry.message.lost and lost not in self._lost_heads:
+                self._lost_heads.append(lost)
+        return None
 
     # ---- audits and settlements ----------------------------------------------------------
-
-    def _verdict(self, entry: Signed[VerdictCommit]) -> str | None:
-        work = self._challenged.get(entry.message.challenge)
-        if work is None:
-            return "verdict on an unknown challenge"
-        why = work.on_verdict(entry, self.height, self.terms)
-        if why is None:
-            self._judged[entry.digest] = work
-        return why
-
-    def _attestation(self, work: Work, entry: Signed[Attestation]) -> str | None:
-        before = work.status
-        most = -(-work.assignment.message.units * work.drawn_now() // work.commitment.message.n)
-        if entry.message.units_reexecuted > most:
-            return f"attestation claims more than the {most} units of its draw"
-        why = work.on_attestation(entry, self.height, self.terms)
-        if why is None and work.status is not before:
-            worker = self.workers[work.worker]
-            if work.status is Status.ACCEPTED:
-                worker.accepted += 1
-            elif work.status is Status.REJECTED:
-                self._reject(worker)
-        return why
 
     def _reject(self, worker: WorkerRecord) -> None:
         worker.rejected = True
         for lease in worker.leases:
             if lease.open:
                 lease.ended = LeaseEndReason.REJECTED
-            elif lease.work is not None and not lease.work.epoch:
-                lease.work.void()
+            elif lease.work is not None and not lease.work.entered:
+                lease.work.drop()
 
     def _cut(self, message: Cut) -> str | None:
         if message.epoch != self.book.epoch + 1:
@@ -347,7 +345,7 @@ class JobState:
         if self.book.closed:
             return "everything is settled"
         self.book.cut(
-            list(self.works.values()),
+            list(self.subjects.values()),
             payee=Address(message.payee),
             signer=self.genesis.orchestrator,
             seq=self.seq,
@@ -359,7 +357,7 @@ class JobState:
         """Enter everything that passed, as if the job ended here: its deadline is over."""
         while not self.book.closed:
             self.book.cut(
-                list(self.works.values()),
+                list(self.subjects.values()),
                 payee=self.genesis.orchestrator,
                 signer=self.genesis.orchestrator,
                 seq=self.seq,
@@ -375,25 +373,27 @@ class JobState:
     @property
     def audited(self) -> bool:
         """Whether no audit is open or still to come."""
-        return not self.audits.works
+        return not self.audits.open and not self._spans.workers()
 
     @property
     def revealed(self) -> bool:
         """Whether every verdict that is to be paid for is revealed."""
         return all(
             finding.reveal is not None or not finding.in_majority
-            for work in self.works.values()
-            for finding in work.findings
+            for subject in self.subjects.values()
+            for finding in subject.findings
         )
 
     @property
     def complete(self) -> bool:
-        """Whether every shard has an accepted work."""
+        """Whether every shard has an accepted work, or every round is closed."""
+        if self.rounds.training:
+            return self.rounds.done
         return all(self.shard_done(shard) is not None for shard in range(self.terms.shards))
 
     def shard_done(self, shard: int) -> Work | None:
-        """Return the accepted work of a shard, if it has one."""
+        """Return the accepted work of a shard (by its number in the job), if it has one."""
         for lease in self.shards.get(shard, []):
-            if lease.work is not None and lease.work.status is Status.ACCEPTED:
+            if lease.work is not None and lease.work.outcome is Status.ACCEPTED:
                 return lease.work
         return None

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from meshd.ledger import draws, merkle
-from meshd.ledger.audits import Finding, Status, Work
+from meshd.ledger.audits import Finding, Status, Subject
+from meshd.ledger.rounds import is_training
+from meshd.ledger.works import Work, works_of
 from meshd.p2p.codec import digest, encode, struct_hash
 from meshd.p2p.identity import Address
 from meshd.p2p.messages import ZERO, AccountLeaf, AuditKind, JobTerms, Receipt, Settlement
@@ -65,26 +67,34 @@ class Book:
         """What the escrow can pay in all."""
         return self.terms.cap + -self.terms.cap * BURN_PPM // draws.PPM
 
-    def payable(self, works: Sequence[Work], *, ended: bool) -> list[Work]:
+    def payable(self, subjects: Sequence[Subject], *, ended: bool) -> list[Subject]:
         """Return what may enter a settlement now, in the log's order.
 
-        A shard that passed enters once `retention` later shards of its worker passed too, or
-        at the job's end: until then, being caught voids it.
+        In inference a shard that passed enters once `retention` later shards of its worker
+        passed too, or at the job's end: until then, being caught voids it. In training that is
+        what a span is for.
         """
         later: dict[Address, int] = {}
         ready = []
-        for work in reversed(works):
-            if work.status is not Status.ACCEPTED:
+        at_once = ended or is_training(self.terms)
+        for subject in reversed(subjects):
+            if subject.status is not Status.ACCEPTED:
                 continue
-            passed = work.settled or (ended and work.contested is None)
-            kept = ended or later.get(work.worker, 0) >= self.terms.retention
-            if passed and kept and not work.epoch:
-                ready.append(work)
-            later[work.worker] = later.get(work.worker, 0) + 1
+            passed = subject.settled or (ended and subject.contested is None)
+            kept = at_once or later.get(subject.worker, 0) >= self.terms.retention
+            if passed and kept and not subject.epoch:
+                ready.append(subject)
+            later[subject.worker] = later.get(subject.worker, 0) + 1
         return ready[::-1]
 
     def cut(
-        self, works: Sequence[Work], *, payee: Address, signer: Address, seq: int, ended: bool
+        self,
+        subjects: Sequence[Subject],
+        *,
+        payee: Address,
+        signer: Address,
+        seq: int,
+        ended: bool,
     ) -> None:
         """Enter what is payable, as far as the epoch limit and the pot reach.
 
@@ -93,20 +103,20 @@ class Book:
         room = min(self.terms.epoch_limit, self.pot - self.total)
         gross = 0
         entered: list[Receipt] = []
-        for work in self.payable(works, ended=ended):
-            units = work.assignment.message.units
-            value = amount_of(units, self.terms.price)
-            receipts, budget = self._of_work(work, seq)
+        for subject in self.payable(subjects, ended=ended):
+            if sum(self._values(subject)) > room:
+                break  # no receipt can name such an amount
+            receipts, value, budget = self._of_subject(subject, seq)
             spent = sum(r.amount for r in [*entered, *receipts])
             if spent + sum(self._shares(gross + value)) > room:
                 break
             entered += receipts
             gross += value
             self._audit_budget = budget
-            work.epoch = self.epoch + 1
-        for work in works:
-            if work.status in (Status.REJECTED, Status.VOID):
-                receipts, _, budget = self._audits(work, seq, charge=0)
+            subject.epoch = self.epoch + 1
+        for subject in subjects:
+            if subject.status in (Status.REJECTED, Status.VOID):
+                receipts, _, budget = self._audits(subject, seq, charge=0)
                 spent = sum(r.amount for r in [*entered, *receipts])
                 if spent + sum(self._shares(gross)) <= room:
                     entered += receipts
@@ -120,25 +130,40 @@ class Book:
         self.epochs.append(len(self.receipts))
         self.seqs.append(seq)
         # What is left fits no later cut either if it did not fit into an empty one.
-        left = self.payable(works, ended=True)
+        left = self.payable(subjects, ended=True)
         self.finals.append(ended and (not left or not entered))
 
     def _shares(self, gross: int) -> tuple[int, int]:
         orchestrator, aggregator = self.terms.orchestrator_share, self.terms.aggregator_share
         return gross * orchestrator // draws.PPM, gross * aggregator // draws.PPM
 
-    def _of_work(self, work: Work, seq: int) -> tuple[list[Receipt], int]:
-        """Return the receipts of a work and its audits, and what is left of the budget.
+    def _of_subject(self, subject: Subject, seq: int) -> tuple[list[Receipt], int, int]:
+        """Return the receipts of what passed and of its audits, the gross value of the work,
+        and what is left of the audit budget.
 
         The first audits of a worker on probation are charged to it, as far as its work earns.
         """
+        works, values = works_of(subject), self._values(subject)
+        most = sum(values) if subject.probation else 0
+        audits, charged, budget = self._audits(subject, seq, charge=most)
+        receipts = []
+        for work, value in zip(works, values, strict=True):
+            own = min(value, charged)
+            charged -= own
+            receipts.append(self._work_receipt(work, seq, gross=value, charged=own))
+        return [*receipts, *audits], sum(values), budget
+
+    def _values(self, subject: Subject) -> list[int]:
+        """Return the price of each work that *subject* decides on."""
+        price = self.terms.price
+        return [amount_of(work.assignment.message.units, price) for work in works_of(subject)]
+
+    def _work_receipt(self, work: Work, seq: int, *, gross: int, charged: int) -> Receipt:
         assignment = work.assignment.message
-        gross = amount_of(assignment.units, self.terms.price)
-        audits, charged, budget = self._audits(work, seq, charge=gross if work.probation else 0)
-        receipt = Receipt(
+        return Receipt(
             receipt_kind="work",
             job_id=self.job_id,
-            shard=assignment.shard,
+            shard=work.number,
             attempt=assignment.attempt,
             account=work.payee,
             signer=work.worker,
@@ -149,24 +174,23 @@ class Book:
             amount=gross - charged,
             log_seq=seq,
         )
-        return [receipt, *audits], budget
 
     def _fee(self, finding: Finding) -> int:
         units = finding.attestation.message.units_reexecuted
         return amount_of(units, self.terms.price, AUDIT_PPM)
 
-    def _due(self, work: Work) -> list[Finding]:
+    def _due(self, subject: Subject) -> list[Finding]:
         """Return the audits to be paid: in the majority, revealed and not paid yet."""
         return [
             finding
-            for finding in work.findings
+            for finding in subject.findings
             if finding.in_majority
             and finding.reveal is not None
             and finding.attestation.digest not in self._paid_audits
         ]
 
-    def _audits(self, work: Work, seq: int, *, charge: int) -> tuple[list[Receipt], int, int]:
-        """Return receipts of a work's audits, what of them its worker pays and what is then left
+    def _audits(self, subject: Subject, seq: int, *, charge: int) -> tuple[list[Receipt], int, int]:
+        """Return receipts of a subject's audits, what of them its worker pays and what is then left
         of the audit budget.
 
         Up to *charge* the worker pays its first audits; all else comes from the budget, and an
@@ -174,8 +198,8 @@ class Book:
         """
         receipts = []
         charged, budget = 0, self._audit_budget
-        assignment = work.assignment.message
-        for finding in self._due(work):
+        first = works_of(subject)[0]
+        for finding in self._due(subject):
             amount = self._fee(finding)
             own = min(amount, charge - charged) if _is_first(finding) else 0
             if amount - own > budget:
@@ -186,11 +210,11 @@ class Book:
                 Receipt(
                     receipt_kind="audit",
                     job_id=self.job_id,
-                    shard=assignment.shard,
-                    attempt=assignment.attempt,
+                    shard=first.number,
+                    attempt=first.assignment.message.attempt,
                     account=finding.challenge.message.payee,
                     signer=finding.auditor,
-                    commitment_hash=work.hash,
+                    commitment_hash=subject.hash,
                     output_hash=finding.attestation.digest,
                     units=finding.attestation.message.units_reexecuted,
                     charged=0,

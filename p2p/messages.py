@@ -242,7 +242,7 @@ class LeaseEnd(Message):
 
 
 class Progress(Message):
-    """A worker is alive and this far (rows, or inner steps)."""
+    """A worker is alive and this far (rows, or inner steps; 0 of 0: it does not say)."""
 
     kind: ClassVar[str] = "progress"
     job_id: Hash
@@ -256,6 +256,8 @@ class Canary(Message):
 
     kind: ClassVar[str] = "canary"
     job_id: Hash
+    party: Party
+    """Whose machine it is: the signer."""
     digest: Hash
 
 
@@ -357,7 +359,10 @@ class RoundClose(Message):
     commitments: Hashes
     weights: Weights
     gated: Indices
+    """Places in `commitments` of the contributions that the gate kept out."""
     state_after: Hash
+    loss: Text
+    """Mean training loss of what was accepted, a decimal string; recomputed like the state."""
 
 
 class Cut(Message):
@@ -507,7 +512,7 @@ class Open(Message):
     output: Hash
     """Blob digest of the packed rows, served to this auditor only."""
     digests: Hashes
-    """Training: the end digests of the drawn shards."""
+    """Training: salt and end digest of each drawn shard, in turn."""
 
 
 class Attestation(Message):

@@ -114,7 +114,8 @@ class Network(Protocol):
     ) -> None:
         """Bring the blob *digest* into this node's blob store, from any of *holders*.
 
-        Checked on arrival. Returns at once if it is there. Raises BlobUnavailable.
+        Checked on arrival. Returns at once if it is there. Raises BlobUnavailable, and OSError if
+        it cannot be kept here.
         """
         ...
 

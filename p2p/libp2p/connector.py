@@ -7,6 +7,7 @@ good after a restart, and tries again with growing pauses.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -206,7 +207,8 @@ class Connector:
         anchors = tuple(dict.fromkeys([*good, *self._anchors]))[:MAX_ANCHORS]
         if anchors != self._anchors:
             self._anchors = anchors
-            await trio.to_thread.run_sync(_save_anchors, path, anchors)
+            with contextlib.suppress(OSError):  # a full disk: they are written another time
+                await trio.to_thread.run_sync(_save_anchors, path, anchors)
 
     def forget(self, peer: ID) -> None:
         """Drop what is kept for a peer that has gone."""

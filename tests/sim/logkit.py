@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from meshd.ledger.audits import Work
+from meshd.ledger.audits import Subject
 from meshd.ledger.draws import drawn_rows, salted_verdict
 from meshd.ledger.joblog import Genesis
 from meshd.ledger.jobstate import JobState
+from meshd.ledger.works import Work
 from meshd.p2p.codec import Domain, Signed, digest
 from meshd.p2p.identity import Address, Identity
 from meshd.p2p.messages import (
@@ -25,9 +26,12 @@ from meshd.p2p.messages import (
     LeaseAccept,
     LeaseEnd,
     LeaseEndReason,
+    LogHead,
     Message,
     Reveal,
     Stop,
+    TermStart,
+    TermVote,
     VerdictCommit,
 )
 
@@ -39,6 +43,8 @@ UNITS = 1000
 PRICE = 10**9
 """One smallest unit of MCC a compute unit."""
 LAG = 5
+PEOPLE = ("oscar", "rita", "wanda", "will", "wilma", "wolf")
+"""Orchestrator, researcher and four workers; the committee is v0, v1, ..."""
 
 
 def person(name: str) -> Identity:
@@ -117,7 +123,7 @@ class Story:
         self.state = JobState(DOMAIN, self.genesis, self.terms)
         self.people = {
             person(name).address: person(name)
-            for name in ("oscar", "rita", "wanda", "will", *(f"v{i}" for i in range(members)))
+            for name in (*PEOPLE, *(f"v{i}" for i in range(members)))
         }
         self.at(1)
 
@@ -127,14 +133,47 @@ class Story:
         beacons = {number: beacon(number) for number in needed}
         self.state.begin_batch(term, self.state.seq + 1, height, beacons)
 
-    def sign(self, name: str | Address, message: M) -> Signed[M]:
+    def sign(self, name: str | Address, message: M, attached: tuple[bytes, ...] = ()) -> Signed[M]:
         """Return *message* signed by a person, named or by address."""
         identity = self.people[name] if isinstance(name, bytes) else person(name)
-        return DOMAIN.sign(identity, message, expires=2_100_000_000)
+        return DOMAIN.sign(identity, message, expires=2_100_000_000, attached=attached)
 
     def say(self, name: str | Address, message: Message) -> str | None:
         """Let somebody enter something; return why it has no effect."""
         return self.state.apply(self.sign(name, message))
+
+    def term_start(self, term: int, *lost: int) -> Signed[TermStart]:
+        """Return the start of *term*, which drops heads of the heights *lost*: v0 signed them."""
+        values: dict[str, Any] = {"job_id": JOB, "orchestrator": self.genesis.orchestrator}
+        heads = [
+            self.sign(
+                "oscar",
+                LogHead(
+                    job_id=JOB,
+                    term=term - 1,
+                    seq=self.state.seq + place,
+                    prev=ZERO,
+                    start=ZERO,
+                    entries_root=ZERO,
+                    height=height,
+                    block_hash=beacon(height),
+                ),
+            )
+            for place, height in enumerate(lost)
+        ]
+        names = tuple(head.digest for head in heads)
+        vote = TermVote(**values, term=term, high=self.genesis.hash, signed=names)
+        signed = self.sign("v0", vote, tuple(head.raw for head in heads))
+        start = TermStart(
+            **values,
+            term=term,
+            committee=self.genesis.committee,
+            prev=ZERO,
+            seq=self.state.seq,
+            lost=names,
+            votes_root=ZERO,
+        )
+        return self.sign("oscar", start, (signed.raw,))
 
     # ---- leases --------------------------------------------------------------------------
 
@@ -201,14 +240,13 @@ class Story:
 
     # ---- audits --------------------------------------------------------------------------
 
-    def challenge(self, work: Work, **over: Any) -> Challenge:
+    def challenge(self, work: Subject, **over: Any) -> Challenge:
         """Return the challenge of the auditor whose turn it is."""
         track = work.track
         assert track is not None
         nonce = over.get("nonce", b"\x01" * 32)
-        rows = work.commitment.message.n
         drawn = track.drawn or drawn_rows(
-            work.hash, beacon(track.beacon_height), nonce, rows, work.sample_rows
+            work.hash, beacon(track.beacon_height), nonce, work.population, work.sample
         )
         values: dict[str, Any] = {
             "job_id": JOB,
@@ -222,13 +260,13 @@ class Story:
         }
         return Challenge(**(values | over))
 
-    def verdict(self, work: Work, challenge: Signed[Challenge], **over: Any) -> VerdictCommit:
+    def verdict(self, work: Subject, challenge: Signed[Challenge], **over: Any) -> VerdictCommit:
         """Return the auditor's salted verdict (salt and own digest are ones)."""
-        assignment = work.assignment.message
+        shard, attempt = work.place
         values: dict[str, Any] = {
             "job_id": JOB,
-            "shard": assignment.shard,
-            "attempt": assignment.attempt,
+            "shard": shard,
+            "attempt": attempt,
             "challenge": challenge.digest,
             "draw_index": challenge.message.draw_index,
             "salted": salted_verdict(
@@ -243,7 +281,7 @@ class Story:
 
     def attestation(
         self,
-        work: Work,
+        work: Subject,
         verdict: Signed[VerdictCommit],
         result: AuditResult = AuditResult.ACCEPTED,
         **over: Any,
@@ -260,7 +298,7 @@ class Story:
             "audit_kind": int(track.kind),
             "draw_index": track.index,
             "beacon_height": track.beacon_height,
-            "units_reexecuted": UNITS * work.drawn_now() // 8,
+            "units_reexecuted": work.units_of(work.drawn_now()),
             "verdict_commit": verdict.digest,
             "holds_output": good,
             "output": ZERO,
@@ -269,7 +307,7 @@ class Story:
         }
         return Attestation(**(values | over))
 
-    def judge(self, work: Work) -> tuple[Address, Signed[VerdictCommit]]:
+    def judge(self, work: Subject) -> tuple[Address, Signed[VerdictCommit]]:
         """Let the auditor whose turn it is challenge and commit to a verdict."""
         assert work.track is not None
         auditor = work.track.auditor
@@ -281,7 +319,7 @@ class Story:
 
     def audit(
         self,
-        work: Work,
+        work: Subject,
         result: AuditResult = AuditResult.ACCEPTED,
         *,
         agrees_with: bytes = ZERO,
@@ -308,7 +346,7 @@ class Story:
         }
         return Reveal(**(values | over))
 
-    def reject(self, work: Work) -> None:
+    def reject(self, work: Subject) -> None:
         """Let two auditors agree that the work is wrong."""
         self.audit(work, AuditResult.MISMATCH)
         first = work.findings[-1].attestation.digest

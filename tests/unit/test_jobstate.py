@@ -43,8 +43,8 @@ def test_a_shard_is_given_again_as_the_next_attempt_when_its_lease_is_over() -> 
     ("change", "why"),
     [
         ({"shard": 4}, "the job has no shard 4"),
-        ({"term": 1}, "assignment is of a later term or round"),
-        ({"round": 1}, "assignment is of a later term or round"),
+        ({"term": 1}, "assignment is of a later term, or of a round that is not open"),
+        ({"round": 1}, "assignment is of a later term, or of a round that is not open"),
         ({"lease_until": 1}, "lease ends before its beginning or after the terms' limit"),
         ({"lease_until": 62}, "lease ends before its beginning or after the terms' limit"),
         ({"job_id": b"\x01" * 32}, "entry is of another job"),
@@ -73,7 +73,7 @@ class Plan:
     def units(self, shard: int) -> int:
         return 1000
 
-    def input_hash(self, round_: int, shard: int) -> bytes:
+    def input_hash(self, round_: int, shard: int, state: bytes) -> bytes:
         return bytes([shard]) * 32
 
 
@@ -213,8 +213,8 @@ def test_the_first_works_of_a_worker_are_on_probation() -> None:
     first = story.work(0)
     story.audit(first)
     second = story.work(1)
-    assert (first.probation, first.sample_rows) == (True, 4)
-    assert (second.probation, second.sample_rows) == (False, 2)
+    assert (first.probation, first.sample) == (True, 4)
+    assert (second.probation, second.sample) == (False, 2)
 
 
 # ---- rejection -------------------------------------------------------------------------------

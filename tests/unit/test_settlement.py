@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
-from sim.logkit import LAG, UNITS, Story, kinds, person
+from sim.logkit import JOB, LAG, UNITS, Story, kinds, person
+from sim.trainlog import WORKERS, TrainStory
 
 from meshd.ledger import merkle
 from meshd.ledger.settlement import NOBODY_EARNED, Book, amount_of
 from meshd.p2p.identity import Address
-from meshd.p2p.messages import AuditResult, JobEndReason
+from meshd.p2p.messages import AuditResult, JobEndReason, LeaseAccept, Receipt
 
 
 def accept(story: Story, shard: int, worker: str = "wanda", *, reveal: bool = True) -> None:
@@ -306,3 +309,226 @@ def test_the_books_add_up_whoever_worked_and_whenever_it_was_cut(
     assert book.total == sum(r.amount for r in book.receipts) <= book.pot
     charged = sum(r.charged for r in book.receipts)
     assert kinds(story)["audit"] - charged <= story.terms.cap * story.terms.audit_budget // 10**6
+
+
+# ---- training --------------------------------------------------------------------------------
+
+
+def of_kind(story: Story, kind: str, worker: str | None = None) -> list[Receipt]:
+    """Return the receipts of a kind, of one signer if *worker* is named."""
+    signer = person(worker).address if worker else None
+    return [
+        receipt
+        for receipt in story.state.book.receipts
+        if receipt.receipt_kind == kind and signer in (None, receipt.signer)
+    ]
+
+
+def trained(*workers: str, rounds: int = 2, **terms: Any) -> TrainStory:
+    """Return a job whose rounds *workers* computed, every span passed and revealed."""
+    story = TrainStory(rounds=rounds, **terms)
+    for _ in range(rounds):
+        story.round(*workers)
+    story.pass_all()
+    return story
+
+
+def test_a_span_that_passed_is_paid_shard_by_shard_under_their_numbers_in_the_job() -> None:
+    story = trained("wanda", "will", rounds=3)
+    finish(story)
+    assert [r.shard for r in of_kind(story, "work", "wanda")] == [0, 2, 4, 6, 8, 10]
+    assert [r.shard for r in of_kind(story, "work", "will")] == [1, 3, 5, 7, 9, 11]
+    for receipt in of_kind(story, "work"):
+        work = story.state.works[receipt.commitment_hash]
+        assert receipt.amount + receipt.charged == UNITS
+        assert (receipt.account, receipt.attempt) == (work.payee, work.place[1])
+        assert receipt.output_hash == work.commitment.message.output_root
+    assert len(of_kind(story, "audit")) == 2
+    for receipt, span in zip(of_kind(story, "audit"), story.spans, strict=True):
+        assert (receipt.commitment_hash, receipt.shard) == (span.hash, span.works[0].number)
+        assert receipt.amount == 2 * UNITS * 5 // 4  # a quarter of six, rounded up
+
+
+def test_a_span_waits_for_no_later_ones() -> None:
+    story = TrainStory(rounds=3, span_shards=4)
+    story.round("wanda")
+    assert story.cut() is None
+    assert of_kind(story, "work") == []
+    story.pass_all()
+    assert story.cut() is None
+    assert len(of_kind(story, "work")) == 4
+
+
+def test_a_span_that_may_be_audited_again_waits() -> None:
+    story = TrainStory(rounds=3, span_shards=4)
+    story.round("wanda")
+    (span,) = story.opened()
+    story.audit(span)
+    assert story.cut() is None
+    assert of_kind(story, "work") == []
+    story.at(span.accepted_height + LAG)
+    assert story.cut() is None
+    assert len(of_kind(story, "work")) == 4
+
+
+def test_the_audits_of_a_first_span_are_charged_to_its_works_in_turn() -> None:
+    story = trained("wanda", rounds=8)
+    finish(story)
+    work = of_kind(story, "work")
+    assert len(work) == 32
+    fee = 8 * UNITS * 5 // 4
+    assert [r.charged for r in work] == [UNITS] * 10 + [0] * 22
+    assert [r.amount for r in of_kind(story, "audit")] == [fee]
+    assert kinds(story)["work"] == 32 * UNITS - fee
+
+
+def test_later_spans_are_audited_at_the_jobs_cost() -> None:
+    story = TrainStory(rounds=2, span_shards=4, probation_span_shards=1)
+    story.round("wanda")
+    story.pass_all()
+    story.round("wanda")
+    story.pass_all()
+    finish(story)
+    assert [r.charged for r in of_kind(story, "work")] == [1000, 250, 0, 0, 0, 0, 0, 0]
+    assert [r.amount for r in of_kind(story, "audit")] == [1250, 1250]
+
+
+def test_a_first_span_pays_no_more_than_it_earns() -> None:
+    story = trained("wanda", rounds=1, shards=2)  # both are audited: 2500 for 2000
+    finish(story)
+    assert [r.charged for r in of_kind(story, "work")] == [1000, 1000]
+    assert [r.amount for r in of_kind(story, "work")] == [0, 0]
+    assert [r.amount for r in of_kind(story, "audit")] == [2500]
+    poor = trained("wanda", rounds=1, shards=2, audit_budget=0)
+    finish(poor)
+    assert [r.amount for r in of_kind(poor, "work")] == [1000, 1000]
+    assert of_kind(poor, "audit") == []
+
+
+def test_a_cut_takes_a_span_whole_or_not_at_all() -> None:
+    limit = 4 * UNITS + 4 * UNITS * 3 // 100 + 2 * UNITS  # one span with its shares, not two
+    story = trained("wanda", "will", rounds=2, epoch_limit=limit)
+    assert story.end() is None
+    assert story.cut() is None
+    assert len(of_kind(story, "work")) == 4
+    assert {r.signer for r in of_kind(story, "work")} == {person("wanda").address}
+    assert story.cut() is None
+    assert len(of_kind(story, "work")) == 8
+    assert story.state.book.closed
+    book = story.state.book
+    assert all(book.total_at(epoch) <= epoch * limit for epoch in (1, 2))
+
+
+def test_a_span_beyond_the_epoch_limit_is_never_entered() -> None:
+    story = trained("wanda", rounds=1, epoch_limit=4 * UNITS)
+    assert story.end() is None
+    assert story.cut() is None
+    assert story.state.book.closed
+    assert of_kind(story, "work") == []
+
+
+def test_a_price_that_no_receipt_can_name_enters_nothing() -> None:
+    terms = {"price": 2**255, "cap": 2**256 - 1, "epoch_limit": 2**256 - 1}
+    story = Story(**terms, orchestrator_share=0, aggregator_share=0)
+    entry = story.sign("oscar", story.assignment(0, "wanda", units=2**64 - 1))
+    assert story.state.apply(entry) is None
+    accept = LeaseAccept(job_id=JOB, assignment_hash=entry.digest, payee=person("wanda").address)
+    assert story.say("wanda", accept) is None
+    assert story.say("wanda", story.commitment(entry.digest)) is None
+    (work,) = story.state.works.values()
+    story.at(work.beacon_height)
+    story.audit(work, reveal=True)
+    assert story.end(JobEndReason.DEADLINE) is None
+    assert story.cut() is None
+    assert story.state.book.receipts == []
+    assert story.state.book.closed
+
+
+def test_a_rejected_span_pays_its_auditors_and_not_its_worker() -> None:
+    story = TrainStory(rounds=2)
+    story.round("wolf", "wanda")
+    story.round("wolf", "wanda")
+    bad, good = story.opened()
+    story.reject(bad)
+    story.audit(good)
+    story.at(story.state.height + LAG)
+    story.reveal_all()
+    finish(story)
+    assert of_kind(story, "work", "wolf") == []
+    assert len(of_kind(story, "work", "wanda")) == 4
+    paid = [r for r in of_kind(story, "audit") if r.commitment_hash == bad.hash]
+    assert {r.signer for r in paid} == {finding.auditor for finding in bad.findings}
+    assert [r.amount for r in paid] == [1250, 1250]
+
+
+def test_a_caught_worker_loses_what_passed_and_keeps_what_was_entered() -> None:
+    story = TrainStory(rounds=3, span_shards=4)
+    story.round("wolf")
+    story.pass_all()
+    assert story.cut() is None
+    story.round("wolf")
+    story.pass_all()
+    story.round("wolf")
+    story.reject(story.opened()[0])
+    story.at(story.state.height + LAG)
+    finish(story)
+    assert [r.shard for r in of_kind(story, "work", "wolf")] == [0, 1, 2, 3]
+
+
+def test_what_was_gated_out_or_late_for_its_round_is_paid() -> None:
+    story = TrainStory(rounds=1)
+    lease = story.lease(3, "wolf")
+    gated, kept = story.deliver(["wanda", "will"], [0, 1])
+    story.close_round(0)
+    late = story.commit(lease, "wolf")
+    story.pass_all()
+    finish(story)
+    paid = {r.commitment_hash for r in of_kind(story, "work")}
+    assert paid == {gated.hash, kept.hash, late.hash}
+
+
+def test_a_repeated_round_pays_each_commitment_once() -> None:
+    story = TrainStory(rounds=1)
+    first = story.deliver(WORKERS)
+    story.gate_all()
+    again = story.deliver(WORKERS)
+    story.close_round()
+    story.pass_all()
+    assert story.cut() is None
+    finish(story)
+    paid = of_kind(story, "work")
+    assert sorted(r.commitment_hash for r in paid) == sorted(w.hash for w in [*first, *again])
+    assert sorted((r.shard, r.attempt) for r in paid) == [
+        (shard, attempt) for shard in range(4) for attempt in (0, 1)
+    ]
+
+
+def test_a_failed_job_pays_what_passed() -> None:
+    story = TrainStory()
+    for _ in range(2):
+        story.deliver(["wanda"], [0, 1])
+        story.gate_all()
+    story.pass_all()
+    assert story.end(JobEndReason.FAILED) is None
+    assert story.cut() is None
+    assert len(of_kind(story, "work", "wanda")) == 4
+
+
+def test_a_span_that_nobody_audited_before_the_end_is_not_paid() -> None:
+    story = TrainStory(rounds=1)
+    story.round("wanda", "will")
+    story.audit(story.opened()[0])
+    assert story.end(JobEndReason.DEADLINE) is None
+    assert story.cut() is None
+    assert len(of_kind(story, "work", "wanda")) == 2
+    assert of_kind(story, "work", "will") == []
+
+
+def test_a_training_log_without_end_is_closed_with_what_passed() -> None:
+    story = TrainStory(rounds=3, span_shards=2)
+    story.round("wanda", "will")
+    story.audit(story.opened()[0])
+    story.deliver(["wanda"], [0])
+    story.state.close_without_end()
+    assert len(of_kind(story, "work")) == 2
+    assert story.state.book.closed
