@@ -6,6 +6,8 @@ Imports torch. It has a socket to the daemon and nothing else: no files, no priv
 import os
 import socket
 import struct
+from collections.abc import Callable
+from typing import Final
 
 import torch
 
@@ -15,10 +17,21 @@ from meshd.node.compute.confinement import (
     limit_memory,
     limit_processor_time,
 )
-from meshd.node.compute.framing import FRAME, MAX_TEXT, FramingError, Kind, frame, parse_frame
+from meshd.node.compute.framing import (
+    FRAME,
+    MAX_TEXT,
+    FramingError,
+    Kind,
+    frame,
+    parse_fields,
+    parse_frame,
+)
 from meshd.node.workloads.errors import WorkloadError
 from meshd.node.workloads.interpreter import Interpreter, infer_rows, load
 from meshd.node.workloads.rows import unpack
+from meshd.node.workloads.training.rounds import close_round
+from meshd.node.workloads.training.settings import TrainSettings
+from meshd.node.workloads.training.shard import run_shard
 
 _ALLOCATION = ("DefaultCPUAllocator", "can't allocate memory", "bad_alloc", "not enough memory")
 
@@ -37,10 +50,10 @@ def run(sock: socket.socket, parent: int, memory_bytes: int, threads: int) -> No
             if kind is Kind.PROGRAM:
                 interpreter = load(payload)
                 reply, answer = Kind.DONE, b""
-            elif kind is Kind.ROWS and interpreter is not None:
+            elif kind in _WORK and interpreter is not None:
                 (seconds,) = struct.unpack_from("<I", payload)
                 limit_processor_time(seconds)
-                reply, answer = Kind.DONE, infer_rows(interpreter, unpack(payload[4:]))
+                reply, answer = Kind.DONE, _WORK[kind](interpreter, payload[4:])
             else:
                 raise FramingError(f"a frame of kind {kind.name} has no place here")
         except WorkloadError as error:
@@ -54,6 +67,38 @@ def run(sock: socket.socket, parent: int, memory_bytes: int, threads: int) -> No
         del payload, request
         sock.sendall(frame(reply, len(answer)))
         sock.sendall(answer)
+
+
+def train(interpreter: Interpreter, payload: memoryview) -> bytes:
+    """Return digest and contribution of the shard in `payload` (see errands.py)."""
+    lines, seed, place, state, inputs = parse_fields(payload)
+    round_, shard = struct.unpack("<QQ", place)
+    settings = TrainSettings.parse(lines.decode().split("\n"))
+    rows = unpack(inputs)
+    done = run_shard(interpreter, state, rows, settings, seed=seed, round_=round_, shard=shard)
+    return done.end_digest + done.contribution
+
+
+def close(interpreter: Interpreter, payload: memoryview) -> bytes:
+    """Return a flag for each contribution in `payload`, 1 if gated out, and the next state."""
+    lines, numbers, state, *contributions = parse_fields(payload)
+    round_, *weights = struct.unpack(f"<{len(numbers) // 8}Q", numbers)
+    settings = TrainSettings.parse(lines.decode().split("\n"))
+    closed = close_round(
+        state, contributions, weights, interpreter.program, settings, round_=round_
+    )
+    return bytes(at in closed.gated for at in range(len(contributions))) + closed.state
+
+
+def _infer(interpreter: Interpreter, payload: memoryview) -> bytes:
+    return infer_rows(interpreter, unpack(payload))
+
+
+_WORK: Final[dict[Kind, Callable[[Interpreter, memoryview], bytes]]] = {
+    Kind.ROWS: _infer,
+    Kind.TRAIN: train,
+    Kind.CLOSE: close,
+}
 
 
 def _read_frame(sock: socket.socket, most: int) -> tuple[Kind, memoryview] | None:

@@ -1,4 +1,7 @@
-"""The Executor port: rows and a program in, rows out, within limits, never in the daemon itself.
+"""The Executor port: what is computed within limits, and never in the daemon itself.
+
+Inference: a program and rows in, rows out. Training: a program, a state and rows in, a
+contribution out; a state and contributions in, the next state out. All of it is pure.
 
 ExecutorError
 ├── ShardFailed          the program cannot be run on these rows: the same everywhere
@@ -70,11 +73,78 @@ class InferRequest:
     limits: Limits = Limits()
 
 
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """One shard of training: H inner steps on the packed rows, from a public state."""
+
+    job_id: bytes
+    slot: int
+    program: bytes | Path
+    state: bytes | Path
+    """The file of the round's state (see workloads/training/state.py)."""
+    inputs: bytes
+    """The shard's H x B rows, packed, in the order in which it reads them."""
+    settings: tuple[str, ...]
+    """Every setting as `name=value` (see workloads/training/settings.py)."""
+    seed: bytes
+    """The job's seed, 32 bytes."""
+    round: int
+    shard: int
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a shard of training comes to; its losses are in the contribution."""
+
+    contribution: bytes
+    end_digest: bytes
+    """Of the uncompressed state after the inner steps, 32 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseRequest:
+    """The close of a round: its state, its contributions in order, and how much each counts."""
+
+    job_id: bytes
+    program: bytes | Path
+    state: bytes | Path
+    contributions: tuple[bytes, ...]
+    weights: tuple[int, ...]
+    """Rows behind each contribution."""
+    settings: tuple[str, ...]
+    round: int
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class CloseResult:
+    """The next state, and the places of the contributions that the gate kept out of it."""
+
+    state: bytes
+    """The same bytes as before when every contribution was gated out."""
+    gated: tuple[int, ...]
+
+
 class Executor(Protocol):
     """Where shards are computed."""
 
     async def infer(self, job: InferRequest) -> bytes:
         """Return the packed output rows, one for each input row. Raises ExecutorError."""
+        ...
+
+    async def train(self, job: TrainRequest) -> TrainResult:
+        """Return what a shard of training comes to. Raises ExecutorError.
+
+        ShardFailed names round, shard and step when a number becomes NaN or infinite.
+        """
+        ...
+
+    async def close_round(self, job: CloseRequest) -> CloseResult:
+        """Return the state after a round. Raises ExecutorError; malformed contributions do not.
+
+        The same bytes from every executor and on every machine.
+        """
         ...
 
     async def measure(self) -> int:
@@ -135,10 +205,16 @@ def admit_rows(program: Program, data: bytes, request: InferRequest) -> Admissio
 
 def read_program(source: bytes | Path) -> bytes:
     """Return a program's file. Raises ShardFailed when it cannot be read."""
+    if isinstance(source, Path):
+        refuse_foreign(source.name)
+    return read_file(source, "program")
+
+
+def read_file(source: bytes | Path, what: str) -> bytes:
+    """Return bytes that may lie in a file. Raises ShardFailed when it cannot be read."""
     if isinstance(source, bytes):
         return source
     try:
-        refuse_foreign(source.name)
         return source.read_bytes()
     except OSError as error:
-        raise ShardFailed(f"program {source} cannot be read: {error.strerror}") from error
+        raise ShardFailed(f"{what} {source} cannot be read: {error.strerror}") from error

@@ -6,24 +6,29 @@ another; it is replaced after a failure, a limit or a cancellation, and ended wh
 and children end when the daemon does, however it ends.
 """
 
-import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
 from meshd.node.compute.channel import ChannelClosed
+from meshd.node.compute.errands import (
+    Errand,
+    errand_of_close,
+    errand_of_rows,
+    errand_of_shard,
+)
 from meshd.node.compute.executor import (
-    Admission,
+    CloseRequest,
+    CloseResult,
     ExecutorUnavailable,
     InferRequest,
     LimitExceeded,
     Limits,
-    ShardFailed,
-    admit,
-    admit_rows,
+    TrainRequest,
+    TrainResult,
 )
 from meshd.node.compute.framing import Kind
 from meshd.node.compute.measuring import benchmark_program, benchmark_rows
@@ -33,13 +38,18 @@ from meshd.node.compute.processes import (
     ForkserverOptions,
     ServerProcess,
 )
-from meshd.node.workloads.errors import RowsError, WorkloadError
 from meshd.node.workloads.planning import units
 from meshd.node.workloads.program import Program, parse_program, program_digest
-from meshd.node.workloads.rows import check_finite, unpack
+from meshd.node.workloads.rows import unpack
 
 _MEASURE: Final = b"measure"
+_CLOSING: Final = -2
+"""The slot in which rounds are closed: nobody's shard or audit is waited for there."""
+_OTHERS_IDLE_S: Final = 5.0
+"""A child of another job that was idle for so long makes room for a new one."""
 Key = tuple[bytes, int]
+J = TypeVar("J", InferRequest, TrainRequest, CloseRequest)
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -77,16 +87,28 @@ class ForkserverExecutor:
         Requests of one job and slot wait for one another. When the caller is cancelled the child
         is killed. A program given as a path must not change while the executor is open.
         """
-        key = (job.job_id, job.slot)
+        return await self._run((job.job_id, job.slot), job, errand_of_rows)
+
+    async def train(self, job: TrainRequest) -> TrainResult:
+        """Return contribution and end digest of a shard. As `infer`, in the same process."""
+        return await self._run((job.job_id, job.slot), job, errand_of_shard)
+
+    async def close_round(self, job: CloseRequest) -> CloseResult:
+        """Return the state after a round. As `infer`, in a process of its own for each job."""
+        return await self._run((job.job_id, _CLOSING), job, errand_of_close)
+
+    async def _run(self, key: Key, job: J, prepare: Callable[[J, Program | None], Errand[T]]) -> T:
         lock = self._locks.setdefault(key, trio.Lock())
         async with lock:
             try:
-                return await self._infer(key, job)
+                return await self._run_alone(key, job, prepare)
             finally:
                 if key not in self._children and not lock.statistics().tasks_waiting:
                     del self._locks[key]
 
-    async def _infer(self, key: Key, job: InferRequest) -> bytes:
+    async def _run_alone(
+        self, key: Key, job: J, prepare: Callable[[J, Program | None], Errand[T]]
+    ) -> T:
         source = await trio.to_thread.run_sync(_identity, job.program)
         child = self._children.get(key)
         if child is not None and (
@@ -98,10 +120,10 @@ class ForkserverExecutor:
             child.busy = True
         try:
             known = child.program if child is not None else None
-            admission = await trio.to_thread.run_sync(_admit, job, known)
+            errand = await trio.to_thread.run_sync(prepare, job, known)
             if child is None:
                 child = await self._spawn(key, job.limits)
-            return await self._compute(key, child, job, admission, source)
+            return await self._compute(key, child, errand, source)
         finally:
             if child is not None:
                 child.busy = False
@@ -141,48 +163,35 @@ class ForkserverExecutor:
         return None if self._server is None else self._server.process.pid
 
     async def _compute(
-        self,
-        key: Key,
-        child: ChildProcess,
-        job: InferRequest,
-        admission: Admission,
-        source: bytes | Path,
-    ) -> bytes:
-        finished, limit = False, job.limits.memory_bytes
+        self, key: Key, child: ChildProcess, errand: Errand[T], source: bytes | Path
+    ) -> T:
+        finished, limits = False, child.limits
         try:
-            with trio.move_on_after(job.limits.wall_s):
+            with trio.move_on_after(limits.wall_s):
                 if child.program is None:
-                    await child.channel.request(Kind.PROGRAM, (admission.data,), 0, limit)
-                    child.source, child.program = source, admission.program
-                output = await self._exchange(child, job, admission)
+                    await child.channel.request(
+                        Kind.PROGRAM, (errand.data,), 0, limits.memory_bytes
+                    )
+                    child.source, child.program = source, errand.program
+                reply = await child.channel.request(
+                    errand.kind, errand.payload, errand.expected, limits.memory_bytes
+                )
+                result = errand.read(reply)
                 finished = True
-                return output
-            raise LimitExceeded("wall_s", job.limits.wall_s)
+                return result
+            raise LimitExceeded("wall_s", limits.wall_s)
         except ChannelClosed as error:
             raise await child.death() from error
         finally:
             if not finished:
                 self._drop(key)
 
-    async def _exchange(
-        self, child: ChildProcess, job: InferRequest, admission: Admission
-    ) -> bytes:
-        schema, count = admission.program.output_schema, admission.rows.count
-        seconds = struct.pack("<I", job.limits.cpu_s)
-        output = await child.channel.request(
-            Kind.ROWS, (seconds, job.inputs), schema.packed_bytes(count), job.limits.memory_bytes
-        )
-        try:
-            rows = unpack(output)
-            check_finite(rows)
-        except RowsError as error:
-            raise ShardFailed(f"the executor returned what are no rows: {error}") from error
-        if rows.schema != schema or rows.count != count:
-            raise ShardFailed("the executor returned other rows than the program makes")
-        return output
-
     async def _spawn(self, key: Key, limits: Limits) -> ChildProcess:
         server = await self._running_server()
+        before = trio.current_time() - _OTHERS_IDLE_S
+        for other, child in list(self._children.items()):
+            if other[0] != key[0] and not child.busy and child.idle_since <= before:
+                self._drop(other)
         self._numbers += 1
         child = server.prepare(self._numbers, limits)
         self._children[key] = child
@@ -245,13 +254,3 @@ class ForkserverExecutor:
 
 def _identity(source: bytes | Path) -> bytes | Path:
     return source if isinstance(source, Path) else program_digest(source)
-
-
-def _admit(job: InferRequest, known: Program | None) -> Admission:
-    """Check a request, in a thread: large weights take a while."""
-    if known is None:
-        return admit(job)
-    try:
-        return admit_rows(known, b"", job)
-    except WorkloadError as error:
-        raise ShardFailed(str(error)) from error

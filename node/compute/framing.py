@@ -6,6 +6,7 @@ payload.
 """
 
 import struct
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Final
 
@@ -17,10 +18,12 @@ MAX_TEXT: Final = 2048
 
 
 class Kind(bytes, Enum):
-    """Kinds of frames: two requests, three replies."""
+    """Kinds of frames: four requests, three replies."""
 
     PROGRAM = b"P"
     ROWS = b"R"
+    TRAIN = b"T"
+    CLOSE = b"C"
     DONE = b"d"
     FAILED = b"f"
     MEMORY = b"m"
@@ -42,6 +45,30 @@ def parse_frame(head: bytes) -> tuple[Kind, int]:
         return Kind(kind), length
     except ValueError as error:
         raise FramingError(f"frame of unknown kind {kind!r}") from error
+
+
+def pack_fields(fields: Sequence[bytes]) -> bytes:
+    """Return byte strings, each with its length (u64le) before it, their number (u32le) first."""
+    parts = [struct.pack("<I", len(fields))]
+    for field in fields:
+        parts += [struct.pack("<Q", len(field)), field]
+    return b"".join(parts)
+
+
+def parse_fields(data: memoryview) -> list[bytes]:
+    """Return what `pack_fields` packed. Raises FramingError."""
+    try:
+        (count,), at = struct.unpack_from("<I", data), 4
+        fields: list[bytes] = []
+        for _ in range(count):
+            (length,) = struct.unpack_from("<Q", data, at)
+            fields.append(bytes(data[at + 8 : at + 8 + length]))
+            at += 8 + length
+    except struct.error as error:
+        raise FramingError("a payload ends too early") from error
+    if at != len(data):
+        raise FramingError("a payload does not end where its fields do")
+    return fields
 
 
 def pack_control(*parts: str | int) -> bytes:

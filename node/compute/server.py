@@ -26,6 +26,7 @@ from meshd.node.compute.framing import MAX_CONTROL, FramingError, pack_control, 
 from meshd.node.compute.measuring import benchmark_program, benchmark_rows
 from meshd.node.workloads.interpreter import infer_rows, load
 from meshd.node.workloads.rows import unpack
+from meshd.node.workloads.training.optimizers import orthogonalised
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
     control = socket.socket(fileno=int(descriptor))
     try:
         _pin_numerics()
-        infer_rows(load(benchmark_program(8, 8)), unpack(benchmark_rows(8, 2)))  # lazy imports
+        _import_lazily()
         give_way(int(nice))
         drop_privileges(user)
         die_with_parent(int(parent))
@@ -59,6 +60,15 @@ def _pin_numerics() -> None:
     torch.set_num_interop_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.set_default_dtype(torch.float32)
+
+
+def _import_lazily() -> None:
+    """Compute and train a little, so that children find imported what torch imports late."""
+    interpreter = load(benchmark_program(8, 8))
+    infer_rows(interpreter, unpack(benchmark_rows(8, 2)))
+    matrix = torch.ones(1, 2, 2, requires_grad=True)
+    torch.autograd.grad(matrix.square().sum(), [matrix], allow_unused=True)
+    orthogonalised(matrix.detach(), 1)
 
 
 class _Server:

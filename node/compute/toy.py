@@ -7,9 +7,21 @@ from typing import Final, TypeAlias
 
 import trio
 
-from meshd.node.compute.executor import InferRequest, LimitExceeded, ShardFailed, admit
+from meshd.node.compute.executor import (
+    CloseRequest,
+    CloseResult,
+    InferRequest,
+    LimitExceeded,
+    Limits,
+    ShardFailed,
+    TrainRequest,
+    TrainResult,
+    admit,
+)
+from meshd.node.compute.toy_training import train_toy
+from meshd.node.compute.training import admit_close, admit_training
 from meshd.node.workloads.datasets import ColumnData, Dataset, build_dataset
-from meshd.node.workloads.errors import RowsError
+from meshd.node.workloads.errors import RowsError, WorkloadError
 from meshd.node.workloads.program import (
     Argument,
     Graph,
@@ -21,6 +33,7 @@ from meshd.node.workloads.program import (
 )
 from meshd.node.workloads.rows import Rows, check_finite, pack_columns, unpack
 from meshd.node.workloads.tensors import Column
+from meshd.node.workloads.training.plain import close_plain
 
 Floats: TypeAlias = "array[float]"
 
@@ -42,7 +55,8 @@ class ToyExecutor:
     """Computes in this task; a shard takes its units divided by `units_per_second`.
 
     No thread, no process, no torch: deterministic under trio's virtual clocks. Programs may use
-    add, sub, mul, maximum, minimum, neg, abs and relu on f32 columns.
+    add, sub, mul, maximum, minimum, neg, abs and relu on f32 columns; what it trains is in
+    toy_training.py.
     """
 
     def __init__(self, units_per_second: int = 1_000_000) -> None:
@@ -51,13 +65,40 @@ class ToyExecutor:
     async def infer(self, job: InferRequest) -> bytes:
         """Return the packed output rows after as many (virtual) seconds as they cost."""
         admitted = admit(job)
-        seconds = admitted.units / self._speed
-        for which, limit in (("wall_s", job.limits.wall_s), ("cpu_s", job.limits.cpu_s)):
+        await self._spend(admitted.units, job.limits)
+        return run_program(admitted.program, admitted.data, admitted.rows)
+
+    async def train(self, job: TrainRequest) -> TrainResult:
+        """Return what a shard of the toy's own training program comes to, after its time."""
+        admitted = admit_training(job)
+        await self._spend(admitted.units, job.limits)
+        return train_toy(admitted, job)
+
+    async def close_round(self, job: CloseRequest) -> CloseResult:
+        """Return the state after a round: the bytes that every executor returns."""
+        admitted = admit_close(job)
+        await self._spend(admitted.units, job.limits)
+        try:
+            state, gated = close_plain(
+                admitted.state.data,
+                job.contributions,
+                job.weights,
+                admitted.program,
+                admitted.settings,
+                round_=job.round,
+            )
+        except WorkloadError as error:
+            raise ShardFailed(str(error)) from error
+        return CloseResult(state, gated)
+
+    async def _spend(self, units: int, limits: Limits) -> None:
+        """Let as many (virtual) seconds pass as `units` cost."""
+        seconds = units / self._speed
+        for which, limit in (("wall_s", limits.wall_s), ("cpu_s", limits.cpu_s)):
             if seconds > limit:
                 await trio.sleep(limit)
                 raise LimitExceeded(which, limit)
         await trio.sleep(seconds)
-        return run_program(admitted.program, admitted.data, admitted.rows)
 
     async def measure(self) -> int:
         """Return the speed this executor was given."""

@@ -54,8 +54,8 @@ class InferPlan:
         """Return the compute units of a shard."""
         return self.units_of(len(self.rows(shard)))
 
-    def input_hash(self, round_: int, shard: int) -> bytes:
-        """Return the digest of everything that a shard is computed from."""
+    def input_hash(self, round_: int, shard: int, state: bytes) -> bytes:
+        """Return the digest of everything that a shard is computed from; there is no *state*."""
         rows = self.rows(shard)
         span = b"".join(n.to_bytes(8, "big") for n in (round_, rows.start, rows.stop))
         return digest(b"meshd.infer.v1\0" + self.terms.program + self.terms.data + span)

@@ -8,7 +8,13 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from meshd.node.compute.executor import InferRequest
+from meshd.node.compute.executor import (
+    CloseRequest,
+    CloseResult,
+    InferRequest,
+    TrainRequest,
+    TrainResult,
+)
 from meshd.node.compute.forkserver import ForkserverExecutor, open_forkserver
 
 SECRET = "MESHD_TEST_SECRET"
@@ -36,6 +42,18 @@ class SharedForkserver:
 
     def _infer(self, job: InferRequest) -> bytes:
         return trio.from_thread.run(self.executor.infer, job, trio_token=self._token)
+
+    async def train(self, job: TrainRequest) -> TrainResult:
+        return await trio.to_thread.run_sync(self._train, job)
+
+    def _train(self, job: TrainRequest) -> TrainResult:
+        return trio.from_thread.run(self.executor.train, job, trio_token=self._token)
+
+    async def close_round(self, job: CloseRequest) -> CloseResult:
+        return await trio.to_thread.run_sync(self._close_round, job)
+
+    def _close_round(self, job: CloseRequest) -> CloseResult:
+        return trio.from_thread.run(self.executor.close_round, job, trio_token=self._token)
 
     async def measure(self) -> int:
         return await trio.to_thread.run_sync(self._measure)
