@@ -1,4 +1,4 @@
-"""One audit, step by step: challenge, own rows, blind verdict, opening, attestation; reveal.
+"""One audit, step by step: challenge, own result, blind verdict, opening, attestation; reveal.
 
 Each step is on disk before it is sent, so an auditor that restarts sends the same bytes again.
 """
@@ -6,31 +6,16 @@ Each step is on disk before it is sent, so an auditor that restarts sends the sa
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import structlog
 import trio
 
-from meshd.ledger.audits import Finding, Track, Work
+from meshd.ledger.audits import Finding, Subject, Track
 from meshd.ledger.draws import drawn_rows, salted_verdict
-from meshd.node.compute.executor import InferRequest
-from meshd.node.jobs import JobRecord, Jobs
-from meshd.node.log.view import LogView
-from meshd.node.ports import Ports
-from meshd.node.verification.outputs import (
-    OutputError,
-    ResultPlace,
-    disagreeing,
-    open_output,
-)
-from meshd.node.workloads.errors import WorkloadError
-from meshd.node.workloads.infer import InferPlan
-from meshd.node.workloads.rows import Rows, unpack
-from meshd.p2p.blobs import BlobError
+from meshd.node.kinds.kind import JobContext, Kind
 from meshd.p2p.codec import Signed
-from meshd.p2p.identity import Address
 from meshd.p2p.messages import (
     ZERO,
     Attestation,
@@ -59,18 +44,14 @@ AGAIN_S = 10.0
 """Seconds after which a reveal that is not in the log yet is sent again."""
 SPARE_BLOCKS = 5
 """How long before its time is over a confirming auditor stops to wait for the first one's rows."""
-MAX_ROWS_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class AuditContext:
     """One auditor in one job."""
 
-    ports: Ports
-    jobs: Jobs
-    record: JobRecord
-    plan: InferPlan
-    view: LogView
+    job: JobContext
+    kind: Kind
     slots: trio.CapacityLimiter
     """How many audits compute at the same time."""
 
@@ -78,15 +59,16 @@ class AuditContext:
 class Audit:
     """One audit that fell to this node."""
 
-    def __init__(self, context: AuditContext, work: Work) -> None:
+    def __init__(self, context: AuditContext, subject: Subject) -> None:
         self._context = context
-        self._ports = context.ports
-        self._view = context.view
-        self._job_id = context.record.id
-        self._terms = context.view.job.terms
-        self._work = work
-        self._track = cast(Track, work.track)
-        self._result_place = ResultPlace(self._job_id, work.assignment.message.shard, work.worker)
+        self._kind = context.kind
+        self._ports = context.job.ports
+        self._record = context.job.record
+        self._view = context.job.view
+        self._job_id = self._record.id
+        self._terms = self._view.job.terms
+        self._subject = subject
+        self._track = cast(Track, subject.track)
 
     # ---- the steps -----------------------------------------------------------------------
 
@@ -102,16 +84,16 @@ class Audit:
 
     async def _challenge(self) -> Signed[Challenge]:
         """Fix the draw with a nonce of this node's own."""
-        work, track = self._work, self._track
+        subject, track = self._subject, self._track
         nonce = secrets.token_bytes(32)
         beacon = await self._ports.beacon.at(track.beacon_height)
         drawn = track.drawn or drawn_rows(
-            work.hash, beacon, nonce, work.commitment.message.n, work.sample_rows
+            subject.hash, beacon, nonce, subject.population, subject.sample
         )
         challenge = self._ports.sign(
             Challenge(
                 job_id=self._job_id,
-                commitments=work.hash,
+                commitments=subject.hash,
                 audit_kind=track.kind,
                 draw_index=track.index,
                 beacon_height=track.beacon_height,
@@ -120,17 +102,17 @@ class Audit:
                 payee=self._ports.payee,
             )
         )
-        scope = f"audit.{work.hash.hex()}.{track.kind}.{track.beacon_height}.{track.index}"
+        scope = f"audit.{self._subject.hash.hex()}.{track.kind}.{track.beacon_height}.{track.index}"
         raw = await self._ports.store.sign_once(self._job_id, scope, challenge.raw)
         challenge = cast(Signed[Challenge], self._ports.domain.open(raw))
         await self._ports.store.execute(
             "insert or ignore into audit(challenge, job_id, commitment, raw) values(?,?,?,?)",
-            (challenge.digest, self._job_id, work.hash, raw),
+            (challenge.digest, self._job_id, subject.hash, raw),
         )
         return challenge
 
     async def _verdict(self, challenge: Signed[Challenge]) -> tuple[bytes, Signed[VerdictCommit]]:
-        """Compute the drawn rows and commit to them, salted, before seeing the worker's."""
+        """Compute what was drawn and commit to it, salted, before seeing the worker's."""
         rows = await self._ports.store.rows(
             "select own, verdict from audit where challenge=? and verdict is not null",
             (challenge.digest,),
@@ -138,14 +120,16 @@ class Audit:
         if rows:
             own_digest, raw = rows[0]
             return own_digest, cast(Signed[VerdictCommit], self._ports.domain.open(raw))
-        own_digest = self._ports.blobs.put(await self._own_rows(challenge.message.drawn))
+        async with self._context.slots:
+            own = await self._kind.own(self._subject, challenge.message.drawn)
+        own_digest = self._ports.blobs.put(own)
         salt = secrets.token_bytes(32)
-        assignment = self._work.assignment.message
+        shard, attempt = self._subject.place
         verdict = self._ports.sign(
             VerdictCommit(
                 job_id=self._job_id,
-                shard=assignment.shard,
-                attempt=assignment.attempt,
+                shard=shard,
+                attempt=attempt,
                 challenge=challenge.digest,
                 draw_index=challenge.message.draw_index,
                 salted=salted_verdict(
@@ -163,25 +147,6 @@ class Audit:
         )
         return own_digest, verdict
 
-    async def _own_rows(self, drawn: Sequence[int]) -> bytes:
-        """Return this node's own result for the drawn rows; empty rows if it cannot be had."""
-        plan, record = self._context.plan, self._context.record
-        start = plan.rows(self._work.assignment.message.shard).start
-        rows = [start + index for index in drawn]
-        chunks = {}
-        for digest, size in plan.chunks(rows):
-            await self._context.jobs.fetch(record, digest, size)
-            chunks[digest] = self._ports.blobs.read(digest)
-        blobs, program = self._ports.blobs, self._terms.program
-        request = InferRequest(
-            job_id=self._job_id,
-            slot=-1,
-            program=blobs.path(program) if blobs.on_disk else blobs.read(program),
-            inputs=plan.inputs(chunks, rows),
-        )
-        async with self._context.slots:
-            return await self._ports.executor.infer(request)
-
     async def _attestation(
         self, challenge: Signed[Challenge], verdict: Signed[VerdictCommit], own_digest: bytes
     ) -> Signed[Attestation]:
@@ -194,18 +159,16 @@ class Audit:
         objects = result in (AuditResult.MISMATCH, AuditResult.MALFORMED)
         if self._track.kind is AuditKind.CONFIRM and objects:
             agrees = await self._agreement(own_digest)
-        drawn = len(challenge.message.drawn)
-        units = self._work.assignment.message.units
         attestation = self._ports.sign(
             Attestation(
                 job_id=self._job_id,
-                commitment_hash=self._work.hash,
+                commitment_hash=self._subject.hash,
                 validator=self._ports.address,
                 result=result,
                 audit_kind=self._track.kind,
                 draw_index=self._track.index,
                 beacon_height=self._track.beacon_height,
-                units_reexecuted=units * drawn // self._work.commitment.message.n,
+                units_reexecuted=self._subject.units_of(challenge.message.drawn),
                 verdict_commit=verdict.digest,
                 holds_output=output is not None,
                 output=output or ZERO,
@@ -225,9 +188,7 @@ class Audit:
         self, challenge: Signed[Challenge], verdict: Signed[VerdictCommit], own_digest: bytes
     ) -> tuple[AuditResult, bytes | None]:
         """Return what the worker's opening is worth, and the blob of its output if it is held."""
-        commitment = self._work.commitment.message
-        drawn = challenge.message.drawn
-        own = unpack(self._ports.blobs.read(own_digest)).rows()
+        own = self._ports.blobs.read(own_digest)
         asked = 0
         while asked < MIN_ASKS or not await self._silence_over(verdict):
             asked += 1
@@ -235,19 +196,9 @@ class Audit:
             if opened is None:
                 await trio.sleep(ASK_S)
                 continue
-            if tuple(row.index for row in opened.rows) != drawn or not all(
-                self._result_place.holds(commitment, row) for row in opened.rows
-            ):
-                return AuditResult.MALFORMED, None
-            theirs = [row.row for row in opened.rows]
-            if disagreeing(own, theirs, self._context.plan.output_schema):
-                return AuditResult.MISMATCH, None
+            wait_s = FETCH_S * 2**asked
             try:
-                await self._fetch_output(opened.output, FETCH_S * 2**asked)
-                return AuditResult.ACCEPTED, opened.output
-            except OutputError as error:
-                log.info("output malformed", why=str(error))
-                return AuditResult.MALFORMED, None
+                return await self._kind.judge(self._subject, challenge, own, opened, wait_s)
             except NetworkError as error:
                 log.debug("output not had", why=str(error))
                 await trio.sleep(ASK_S)
@@ -267,77 +218,46 @@ class Audit:
         request = self._ports.sign(
             OpenRequest(
                 job_id=self._job_id,
-                commitment_hash=self._work.hash,
+                commitment_hash=self._subject.hash,
                 challenge=challenge.raw,
                 verdict=verdict.raw,
             )
         )
         try:
-            answer = await self._ports.request(self._work.worker, request, deadline_s=OPEN_S)
+            answer = await self._ports.request(self._subject.worker, request, deadline_s=OPEN_S)
             message = answer.message if answer is not None else None
-            if isinstance(message, Open) and message.commitment_hash == self._work.hash:
+            if isinstance(message, Open) and message.commitment_hash == self._subject.hash:
                 return message
         except NetworkError as error:
             log.debug("worker did not open", why=str(error))
         return None
 
-    async def _fetch_output(self, digest: bytes, deadline_s: float) -> Rows:
-        """Bring the worker's whole result here and check it against its commitment.
-
-        It is kept for the aggregator. Raises OutputError and NetworkError.
-        """
-        commitment = self._work.commitment.message
-        limit = commitment.output_bytes + 1024
-        await self._ports.network.fetch(
-            digest, max_bytes=limit, holders=[self._work.worker], deadline_s=deadline_s
-        )
-        blob = self._ports.blobs.read(digest)
-        rows = open_output(self._result_place, commitment, blob, self._context.plan.output_schema)
-        self._ports.blobs.restrict(digest, [self._context.record.orchestrator])
-        return rows
-
     # ---- the other auditors --------------------------------------------------------------
 
     async def _agreement(self, own_digest: bytes) -> bytes:
-        """Return the attestation of an earlier auditor whose own rows equal this node's."""
+        """Return the attestation of an earlier auditor whose own result equals this node's."""
         patience = self._terms.silence + self._terms.challenge_blocks - SPARE_BLOCKS
         deadline = (await self._ports.chain.head()).height + max(patience, SPARE_BLOCKS)
-        schema = self._context.plan.output_schema
-        own = unpack(self._ports.blobs.read(own_digest)).rows()
+        own = self._ports.blobs.read(own_digest)
         while (await self._ports.chain.head()).height <= deadline:
             for finding in self._earlier():
                 if finding.reveal is None or finding.result is AuditResult.ACCEPTED:
                     continue
-                theirs = await self._rows_of(finding)
-                if theirs is not None and not disagreeing(own, theirs, schema):
+                if await self._kind.agrees(self._subject, own, finding):
                     return finding.attestation.digest
             await self._view.changed(1.0)
         return ZERO
 
     def _earlier(self) -> list[Finding]:
-        work = self._view.state.works.get(self._work.hash)
-        return list(work.findings) if work is not None else []
-
-    async def _rows_of(self, finding: Finding) -> list[bytes] | None:
-        assert finding.reveal is not None
-        name = finding.reveal.message.digest
-        try:
-            await self._ports.network.fetch(
-                name, max_bytes=MAX_ROWS_BYTES, holders=[finding.auditor], deadline_s=10.0
-            )
-            rows = unpack(self._ports.blobs.read(name))
-        except (NetworkError, WorkloadError, BlobError) as error:
-            log.info("another auditor's rows not had", why=str(error))
-            return None
-        same = rows.count == len(finding.challenge.message.drawn)
-        return rows.rows() if same and rows.schema == self._context.plan.output_schema else None
+        subject = self._view.state.subjects.get(self._subject.hash)
+        return list(subject.findings) if subject is not None else []
 
     # ---- log and disk --------------------------------------------------------------------
 
     async def _log(self, signed: Signed[Message]) -> bool:
         """See an entry into the log; return False if the orchestrator refuses it."""
         why = await self._ports.deliver(
-            Address(self._context.record.orchestrator),
+            self._record.orchestrator,
             signed,
             until=lambda: signed.digest in self._view.state,
         )
@@ -359,24 +279,24 @@ def reveal_due(context: AuditContext, done: set[bytes], nursery: trio.Nursery) -
 
     *done* holds the verdicts (by digest) that are in the log or on their way.
     """
-    ports, view = context.ports, context.view
+    ports, view = context.job.ports, context.job.view
     state = view.state
     if state.book.closed:
         return  # too late to be paid for
-    for work in state.works.values():
-        for finding in work.findings:
+    for subject in state.subjects.values():
+        for finding in subject.findings:
             verdict = finding.verdict
             if verdict is None or finding.auditor != ports.address or verdict.digest in done:
                 continue
             if finding.reveal is not None:
                 done.add(verdict.digest)
-            elif work.may_reveal(finding, ended=state.end is not None):
+            elif subject.may_reveal(finding, ended=state.end is not None):
                 done.add(verdict.digest)
                 nursery.start_soon(_reveal, context, verdict, done)
 
 
 async def _reveal(context: AuditContext, verdict: Signed[VerdictCommit], done: set[bytes]) -> None:
-    ports = context.ports
+    ports, record = context.job.ports, context.job.record
     rows = await ports.store.rows(
         "select own, salt, reveal from audit where verdict=?", (verdict.raw,)
     )
@@ -386,15 +306,15 @@ async def _reveal(context: AuditContext, verdict: Signed[VerdictCommit], done: s
     own_digest, salt, raw = rows[0]
     if raw is None:
         message = Reveal(
-            job_id=context.record.id, verdict_commit=verdict.digest, salt=salt, digest=own_digest
+            job_id=record.id, verdict_commit=verdict.digest, salt=salt, digest=own_digest
         )
         raw = ports.sign(message).raw
         await ports.store.execute("update audit set reveal=? where verdict=?", (raw, verdict.raw))
     reveal = ports.domain.open(raw)
     await ports.deliver(
-        Address(context.record.orchestrator),
+        record.orchestrator,
         reveal,
-        until=lambda: reveal.digest in context.view.state,
+        until=lambda: reveal.digest in context.job.view.state,
     )
     await trio.sleep(AGAIN_S)
     done.discard(verdict.digest)

@@ -17,9 +17,10 @@ from meshd.ledger.joblog import Genesis
 from meshd.ledger.terms import terms_problem
 from meshd.node.log.view import Job, LogView
 from meshd.node.ports import Ports
+from meshd.node.store import StoreError
 from meshd.node.workloads.datasets import MAX_MANIFEST, parse_manifest
 from meshd.node.workloads.errors import WorkloadError
-from meshd.node.workloads.infer import InferPlan
+from meshd.node.workloads.plans import Plan, make_plan
 from meshd.node.workloads.program import parse_program
 from meshd.p2p.codec import CodecError, Signed
 from meshd.p2p.identity import NOBODY, Address
@@ -179,10 +180,14 @@ class Jobs:
                 orchestrator = ranking[0] if ranking else NOBODY
             record = replace(record, orchestrator=orchestrator)
         if record.terms is not None:
-            await self._keep(record)
+            try:
+                await self._keep(record)
+            except StoreError as error:
+                log.error("job not kept", job=record.id.hex()[:8], why=str(error))
         self._update(record)
 
     async def _keep(self, record: JobRecord) -> None:
+        """Keep a job on disk, so that a restarted node knows it at once; it can do without."""
         assert record.terms is not None
         started = None
         if record.started is not None:
@@ -208,26 +213,42 @@ class Jobs:
         rows = await self._ports.store.rows(
             "select job_id, terms, researcher, started from job where ended is null"
         )
-        for job_id, raw, researcher, started in rows:
-            terms = cast(Signed[JobTerms], self._ports.domain.open(raw))
-            facts = json.loads(started) if started else None
-            opened = JobOpened(
-                facts["opened"] if facts else 0,
-                job_id,
-                Address(researcher),
-                terms.digest,
-                terms.message.cap,
+        for row in rows:
+            self._update(self._record(*row))
+
+    def _record(
+        self, job_id: bytes, raw: bytes, researcher: bytes, started: str | None
+    ) -> JobRecord:
+        """Return a job as its row in the database has it."""
+        terms = cast(Signed[JobTerms], self._ports.domain.open(raw))
+        facts = json.loads(started) if started else None
+        opened = JobOpened(
+            facts["opened"] if facts else 0,
+            job_id,
+            Address(researcher),
+            terms.digest,
+            terms.message.cap,
+        )
+        record = JobRecord(opened, terms)
+        if facts:
+            committee = tuple(Address(bytes.fromhex(m)) for m in facts["committee"])
+            beacon = bytes.fromhex(facts["beacon"])
+            record = replace(
+                record,
+                started=JobStarted(facts["height"], job_id, committee, facts["quorum"], beacon),
+                orchestrator=Address(bytes.fromhex(facts["orchestrator"])),
             )
-            record = JobRecord(opened, terms)
-            if facts:
-                committee = tuple(Address(bytes.fromhex(m)) for m in facts["committee"])
-                beacon = bytes.fromhex(facts["beacon"])
-                record = replace(
-                    record,
-                    started=JobStarted(facts["height"], job_id, committee, facts["quorum"], beacon),
-                    orchestrator=Address(bytes.fromhex(facts["orchestrator"])),
-                )
-            self._update(record)
+        return record
+
+    async def recall(self, job_id: bytes) -> JobRecord | None:
+        """Return what is known of a job, of one that is long over too."""
+        record = self.records.get(job_id)
+        if record is None or not record.ready:
+            rows = await self._ports.store.rows(
+                "select job_id, terms, researcher, started from job where job_id=?", (job_id,)
+            )
+            record = self._record(*rows[0]) if rows else record
+        return record
 
     # ---- gossip and terms ----------------------------------------------------------------
 
@@ -258,7 +279,7 @@ class Jobs:
                 name, max_bytes=MAX_TERMS, holders=hint.holders, deadline_s=TERMS_S
             )
             terms = self._ports.domain.open(self._ports.blobs.read(name))
-        except (NetworkError, CodecError) as error:
+        except (NetworkError, CodecError, OSError) as error:
             log.info("terms not had", job=record.id.hex()[:8], why=str(error))
             return
         if (
@@ -274,7 +295,7 @@ class Jobs:
 
     # ---- what a role needs to take part --------------------------------------------------
 
-    async def load_plan(self, record: JobRecord) -> InferPlan:
+    async def load_plan(self, record: JobRecord) -> Plan:
         """Fetch a job's program and manifest and return how it splits.
 
         Tries until they are had. Raises WorkloadError if they are not what the terms say.
@@ -284,20 +305,19 @@ class Jobs:
         problem = terms_problem(terms)
         if problem is not None:
             raise WorkloadError(problem)
-        if terms.workload != "infer":
-            raise WorkloadError(f"workload {terms.workload!r} is not known: upgrade meshd")
         await self.fetch(record, terms.program, MAX_PROGRAM)
         await self.fetch(record, terms.data, MAX_MANIFEST)
         blobs = self._ports.blobs
         program = parse_program(blobs.read(terms.program))
-        return InferPlan(terms, program, parse_manifest(blobs.read(terms.data)))
+        return make_plan(terms, program, parse_manifest(blobs.read(terms.data)))
 
     async def fetch(
         self, record: JobRecord, digest: bytes, max_bytes: int, others: Sequence[Address] = ()
     ) -> None:
         """Bring a blob of the job here; try its holders until one has it.
 
-        A holder that fell silent is given up sooner at first than later on.
+        A holder that fell silent is given up sooner at first than later on. Raises OSError if it
+        cannot be kept here.
         """
         deadline_s = FETCH_S
         while digest not in self._ports.blobs:
@@ -318,7 +338,7 @@ class Jobs:
         """Return this node's view of a job's log while a role of it follows that log."""
         return self._views.get(job_id)
 
-    def view(self, record: JobRecord, plan: InferPlan | None) -> LogView:
+    def view(self, record: JobRecord, plan: Plan | None) -> LogView:
         """Return this node's view of the job's log: one for all its roles, empty at first."""
         assert record.started is not None
         assert record.terms is not None

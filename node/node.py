@@ -24,6 +24,7 @@ from meshd.p2p.messages import (
     OpenRequest,
     OutputAck,
     Progress,
+    RoundClose,
     SettlementRequest,
     TermRequest,
 )
@@ -37,6 +38,7 @@ REQUESTS: tuple[type[Message], ...] = (
     Offer,
     Assignment,
     Progress,
+    RoundClose,
     LeaseEnd,
     OpenRequest,
     LogBatch,

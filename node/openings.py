@@ -2,75 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
 from typing import cast
 
-from meshd.node.log.view import LogView
-from meshd.node.ports import Ports
-from meshd.node.verification.outputs import ResultPlace, packed_rows
-from meshd.node.workloads.rows import unpack
+from meshd.ledger.works import works_of
+from meshd.node.kinds.kind import JobContext, Kind, Shard
 from meshd.p2p.codec import CodecError, Signed
-from meshd.p2p.messages import (
-    Assignment,
-    Challenge,
-    Commitment,
-    Message,
-    Open,
-    OpenRequest,
-    VerdictCommit,
-)
+from meshd.p2p.messages import Challenge, Message, Open, OpenRequest, VerdictCommit
 from meshd.p2p.network import RequestRefused
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A leased shard and, once computed, what was committed to."""
-
-    assignment: Signed[Assignment]
-    seed: bytes
-    output: bytes | None = None
-    commitment: Signed[Commitment] | None = None
 
 
 class Openings:
     """Answers the auditors of one worker's shards of one job."""
 
-    def __init__(self, ports: Ports, view: LogView, shards: Mapping[bytes, Shard]) -> None:
-        self._ports = ports
-        self._view = view
+    def __init__(
+        self,
+        context: JobContext,
+        kind: Kind,
+        shards: Mapping[bytes, Shard],
+        pull: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._ports = context.ports
+        self._view = context.view
+        self._kind = kind
         self._shards = shards
+        """This node's shards, by the digest of their assignments."""
+        self._pull = pull
+        """Brings the log up to date: whoever withholds it must not make a worker silent."""
 
     async def on_request(self, signed: Signed[Message]) -> Signed[Open]:
-        """Open the drawn rows to the auditor whose verdict is committed, and to it alone."""
+        """Open what was drawn to the auditor whose verdict is committed, and to it alone."""
         request = cast(OpenRequest, signed.message)
-        shard = next(
-            (
-                shard
-                for shard in self._shards.values()
-                if shard.commitment is not None
-                and shard.commitment.digest == request.commitment_hash
-            ),
-            None,
-        )
-        if shard is None or shard.output is None:
-            raise RequestRefused("no such commitment is mine")
+        if (
+            request.commitment_hash not in self._view.state.subjects
+            and signed.signer in self._view.job.genesis.committee
+        ):
+            await self._pull()
+        subject = self._view.state.subjects.get(request.commitment_hash)
+        if subject is None or subject.worker != self._ports.address:
+            raise RequestRefused("no such commitment of mine is final in the log")
+        shards = []
+        for work in works_of(subject):
+            shard = self._shards.get(work.assignment.digest)
+            if shard is None or shard.output is None:
+                raise RequestRefused("what was committed to is not here any more")
+            shards.append(shard)
         challenge = await self._check_audit(signed, request)
-        message = shard.assignment.message
-        place = ResultPlace(self._view.job.id, message.shard, self._ports.address)
-        blob = self._ports.blobs.read(shard.output)
-        rows = unpack(packed_rows(blob)).rows()
-        self._ports.blobs.put(blob, readers=[signed.signer])
-        return self._ports.sign(
-            Open(
-                job_id=self._view.job.id,
-                commitment_hash=request.commitment_hash,
-                rows=place.open_rows(shard.seed, rows, challenge.message.drawn),
-                salt_seed=shard.seed,
-                output=shard.output,
-                digests=(),
-            )
-        )
+        opened = self._kind.open(subject, shards, challenge.message, signed.signer)
+        return self._ports.sign(opened)
 
     async def _check_audit(
         self, signed: Signed[Message], request: OpenRequest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
 import structlog
@@ -12,18 +12,21 @@ import trio
 
 from meshd.ledger.beacon import Beacon
 from meshd.ledger.chain import Chain
+from meshd.node.availability import Availability
 from meshd.node.compute.executor import Executor
 from meshd.node.store import Store
 from meshd.p2p.blobs import BlobStore
 from meshd.p2p.codec import Domain, Signed
 from meshd.p2p.identity import Address, Identity
-from meshd.p2p.messages import Message, job_topic
+from meshd.p2p.messages import Attestation, Commitment, Message, job_topic
 from meshd.p2p.network import Handler, Network, NetworkError, RequestRefused
 
 M = TypeVar("M", bound=Message)
 
 log = structlog.get_logger()
 
+GOSSIPED = (Commitment, Attestation)
+"""Entries that their authors gossip as well as hand in: all that a payment rests on."""
 ENVELOPE_LIFE_S = 120
 """How long a signed envelope is good: clocks may differ by as much."""
 
@@ -84,6 +87,8 @@ class Ports:
     """The account that is paid for what this node does."""
     wall: Callable[[], float]
     """Unix time in seconds."""
+    availability: Availability = field(default_factory=Availability)
+    """Whether new work is taken."""
 
     @property
     def address(self) -> Address:
@@ -122,11 +127,12 @@ class Ports:
     ) -> str | None:
         """Send *signed* until it is acknowledged, refused or *until* holds.
 
-        Returns the refusal, None otherwise. Also gossips it once, so that an orchestrator
-        that drops it can be seen to.
+        Returns the refusal, None otherwise. What is paid for, and everything that is not taken
+        at once, is gossiped too, so that an orchestrator that drops it can be seen to.
         """
         job_id = cast(bytes, getattr(signed.message, "job_id", b""))
-        if job_id:
+        gossiped = isinstance(signed.message, GOSSIPED)
+        if gossiped:
             await self.publish(job_id, signed)
         while not until():
             try:
@@ -136,5 +142,8 @@ class Ports:
                 return str(refusal)
             except NetworkError as error:
                 log.debug("not delivered yet", kind=signed.message.kind, why=str(error))
+            if job_id and not gossiped:
+                gossiped = True
+                await self.publish(job_id, signed)
             await trio.sleep(retry_s)
         return None

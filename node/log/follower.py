@@ -13,8 +13,16 @@ from meshd.node.log.view import LogView, open_batch
 from meshd.node.ports import Ports
 from meshd.p2p.codec import Signed
 from meshd.p2p.identity import Address
-from meshd.p2p.messages import Certificate, LogBatch, LogRequest, Message, job_topic
-from meshd.p2p.network import NetworkError
+from meshd.p2p.messages import (
+    Certificate,
+    Commitment,
+    LogBatch,
+    LogRequest,
+    Message,
+    RoundClose,
+    job_topic,
+)
+from meshd.p2p.network import NetworkError, RequestRefused
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # the stubs that mypy has for trio
@@ -53,7 +61,10 @@ class Follower:
         topic = job_topic(self._ports.domain.network, job_id)
         async with self._ports.network.subscribe(topic) as gossip, trio.open_nursery() as nursery:
             nursery.start_soon(self._hear, gossip)
-            with self._ports.dispatch.on(LogRequest, job_id, self._serve):
+            with (
+                self._ports.dispatch.on(LogRequest, job_id, self._serve),
+                self._ports.dispatch.on(RoundClose, job_id, self._on_close),
+            ):
                 task_status.started()
                 patience = PULL_S
                 while True:
@@ -76,6 +87,15 @@ class Follower:
                         log.info("certificate refused", why=str(error))
                 if self._view.log.known(signed.message.head_hash) is None:
                     self._heard.set()
+            elif isinstance(signed.message, RoundClose):
+                self._view.closes.hear(cast(Signed[RoundClose], signed))
+            elif isinstance(signed.message, Commitment):
+                self._view.closes.note(cast(Signed[Commitment], signed))
+
+    async def _on_close(self, signed: Signed[Message]) -> None:
+        why = self._view.closes.hear(cast(Signed[RoundClose], signed))
+        if why is not None:
+            raise RequestRefused(why)
 
     async def _serve(self, signed: Signed[Message]) -> Signed[Message]:
         message = cast(LogRequest, signed.message)

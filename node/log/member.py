@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import structlog
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+CheckClose = Callable[[Signed[RoundClose], Sequence[Signed[Message]]], Awaitable[str | None]]
+"""Returns why the state that a round's close names does not follow, None if it does; beside the
+close it is given the entries of the batch that holds it.
+"""
+
 KEEP_S = 10.0
 CHAIN_WAIT_S = 5.0
 """How long a member waits for its own chain to have the block that a head names."""
@@ -48,9 +54,10 @@ CHAIN_WAIT_S = 5.0
 class Member:
     """Signs one job's heads as a member of its committee."""
 
-    def __init__(self, ports: Ports, view: LogView) -> None:
+    def __init__(self, ports: Ports, view: LogView, check_close: CheckClose | None = None) -> None:
         self._ports = ports
         self.view = view
+        self._check_close = check_close
         self.job = view.job
         self._record = SigningRecord()
         self._held: dict[bytes, Batch] = {}
@@ -163,6 +170,11 @@ class Member:
             own = isinstance(entry.message, Assignment | LeaseEnd | RoundClose | Cut | JobEnd)
             if own and entry.digest in refused:
                 raise LogError(f"{entry.message.kind}: {refused[entry.digest]}")
+            if isinstance(entry.message, RoundClose) and self._check_close is not None:
+                close = cast(Signed[RoundClose], entry)
+                why = await self._check_close(close, batch.entries)
+                if why is not None:
+                    raise LogError(why)
         self._live_tip = batch.head.digest
 
     async def _keep(self, batch: Batch) -> None:

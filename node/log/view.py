@@ -8,11 +8,12 @@ from typing import cast
 
 import trio
 
-from meshd.ledger.audits import Work
+from meshd.ledger.audits import Subject
 from meshd.ledger.beacon import Beacon
 from meshd.ledger.joblog import Batch, Genesis, JobLog, LogError, open_as
 from meshd.ledger.jobstate import JobState
 from meshd.ledger.leases import ShardPlan
+from meshd.node.log.closes import Closes
 from meshd.p2p.codec import CodecError, Domain, Signed, decode, encode
 from meshd.p2p.messages import (
     Certificate,
@@ -21,6 +22,7 @@ from meshd.p2p.messages import (
     LogBatch,
     LogHead,
     Message,
+    RoundClose,
     VerdictCommit,
 )
 
@@ -55,6 +57,7 @@ class LogView:
         self.beacon = beacon
         self.log = JobLog(job.domain, job.genesis)
         self.state = self.fresh_state()
+        self.closes = Closes(job.genesis, job.terms)
         self._folded = 0
         self._changed = trio.Event()
         self._lock = trio.Lock()
@@ -86,6 +89,9 @@ class LogView:
             for final in self.log.final[self._folded :]:
                 await apply_batch(self.state, final, self.beacon)
                 self._folded += 1
+                for entry in final.entries:
+                    if isinstance(entry.message, RoundClose):
+                        self.closes.hear(cast(Signed[RoundClose], entry))
             self._changed.set()
             self._changed = trio.Event()
 
@@ -95,8 +101,8 @@ class LogView:
             await self._changed.wait()
         return not scope.cancelled_caught
 
-    async def audits(self, chain_height: int) -> list[Work]:
-        """Return copies of the works with an audit open at *chain_height*."""
+    async def audits(self, chain_height: int) -> list[Subject]:
+        """Return copies of the subjects with an audit open at *chain_height*."""
         beacons: dict[int, bytes] = {}
         # The state may grow while a beacon is awaited: look again until nothing is missing.
         while missing := self.state.needed_beacons(chain_height) - beacons.keys():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from meshd.ledger.audits import Work
+from meshd.ledger.works import Work
 from meshd.node.jobs import JobRecord, Jobs
 from meshd.node.log.follower import Follower
 from meshd.node.log.view import LogView
@@ -17,6 +17,9 @@ from meshd.node.settling import Closing, Settler
 from meshd.node.verification.outputs import OutputError, ResultPlace, open_output, packed_rows
 from meshd.node.workloads.errors import WorkloadError
 from meshd.node.workloads.infer import InferPlan
+from meshd.node.workloads.plans import Plan
+from meshd.node.workloads.training.plan import TrainPlan
+from meshd.node.workloads.training.state import result_file
 from meshd.p2p.identity import Address
 from meshd.p2p.messages import AuditResult, OutputAck
 from meshd.p2p.network import NetworkError
@@ -80,7 +83,7 @@ class _JobOutput:
         self,
         aggregator: Aggregator,
         record: JobRecord,
-        plan: InferPlan,
+        plan: Plan,
     ) -> None:
         self._aggregator = aggregator
         self._ports = aggregator.ports
@@ -100,7 +103,10 @@ class _JobOutput:
         await self._load()
         async with trio.open_nursery() as nursery:
             await nursery.start(Follower(self._ports, self._view).run)
-            nursery.start_soon(self._gather_all)
+            if isinstance(self._plan, InferPlan):
+                nursery.start_soon(self._gather_all, self._plan)
+            else:
+                nursery.start_soon(self._keep_last_state, self._plan)
             await self._settle_all()
             nursery.cancel_scope.cancel()
 
@@ -116,7 +122,19 @@ class _JobOutput:
             if blob in self._ports.blobs
         }
 
-    async def _gather_all(self) -> None:
+    async def _keep_last_state(self, plan: TrainPlan) -> None:
+        """Make a training job's output of its last round's state."""
+        while not self._view.state.rounds.done:
+            await self._view.changed(STEP_S)
+        state = self._view.state.rounds.state
+        members = self._view.job.genesis.committee
+        jobs, limit = self._aggregator.jobs, plan.state_bytes_limit
+        await jobs.fetch(self._record, state, limit, others=members)
+        output = result_file(self._ports.blobs.read(state), plan.program)
+        name = self._ports.blobs.put(output, readers=[Address(self._view.job.terms.researcher)])
+        self._aggregator.finished(self._record.id, (state,), name)
+
+    async def _gather_all(self, plan: InferPlan) -> None:
         shards = range(self._view.job.terms.shards)
         combined: tuple[bytes, ...] = ()
         async with trio.open_nursery() as nursery:
@@ -126,25 +144,25 @@ class _JobOutput:
                     if work is None or self._has(shard, work) or work.hash in self._gathering:
                         continue
                     self._gathering.add(work.hash)
-                    nursery.start_soon(self._gather, shard, work)
+                    nursery.start_soon(self._gather, plan, shard, work)
                 made_of = tuple(work.hash for work in works if work is not None)
                 held = tuple(self._held[shard][0] for shard in shards if shard in self._held)
                 if len(made_of) == len(works) and made_of == held and made_of != combined:
-                    self._combine(made_of)
+                    self._combine(plan, made_of)
                     combined = made_of
                 await self._view.changed(STEP_S)
 
     def _has(self, shard: int, work: Work) -> bool:
         return self._held.get(shard, (b"",))[0] == work.hash
 
-    async def _gather(self, shard: int, work: Work) -> None:
+    async def _gather(self, plan: InferPlan, shard: int, work: Work) -> None:
         try:
             async with self._slots:
-                await self._try_gather(shard, work)
+                await self._try_gather(plan, shard, work)
         finally:
             self._gathering.discard(work.hash)
 
-    async def _try_gather(self, shard: int, work: Work) -> None:
+    async def _try_gather(self, plan: InferPlan, shard: int, work: Work) -> None:
         """Fetch an accepted output, check it, keep it, then tell its auditors."""
         commitment = work.commitment.message
         place = ResultPlace(self._record.id, shard, work.worker)
@@ -159,8 +177,10 @@ class _JobOutput:
                     holders=[finding.auditor, work.worker],
                     deadline_s=self._patience.get(work.hash, FETCH_S),
                 )
+                # It may have been brought here with no list of readers: it is the researcher's.
+                self._ports.blobs.restrict(name, [Address(self._view.job.terms.researcher)])
                 blob = self._ports.blobs.read(name)
-                open_output(place, commitment, blob, self._plan.output_schema)
+                open_output(place, commitment, blob, plan.output_schema)
             except (NetworkError, OutputError) as error:
                 log.info("output not had yet", shard=shard, why=str(error))
                 longer = 2 * self._patience.get(work.hash, FETCH_S)
@@ -187,10 +207,10 @@ class _JobOutput:
         except NetworkError as error:
             log.debug("output not acknowledged", shard=shard, why=str(error))
 
-    def _combine(self, made_of: tuple[bytes, ...]) -> None:
+    def _combine(self, plan: InferPlan, made_of: tuple[bytes, ...]) -> None:
         shards = range(self._view.job.terms.shards)
         blobs = self._ports.blobs
-        output = self._plan.combine([blobs.read(self._held[shard][1]) for shard in shards])
+        output = plan.combine([blobs.read(self._held[shard][1]) for shard in shards])
         readers = [Address(self._view.job.terms.researcher)]
         self._aggregator.finished(self._record.id, made_of, blobs.put(output, readers=readers))
 

@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING, cast
 import structlog
 import trio
 
-from meshd.ledger.audits import Work
+from meshd.ledger.audits import Subject
 from meshd.ledger.jobstate import JobState
 from meshd.node.audits import Audit, AuditContext, reveal_due
 from meshd.node.compute.executor import ExecutorError
 from meshd.node.jobs import JobRecord, Jobs
+from meshd.node.kinds.choice import kind_of
+from meshd.node.kinds.kind import AUDIT_SLOT, JobContext
 from meshd.node.log.member import Member
 from meshd.node.log.view import LogView
 from meshd.node.ports import Ports
+from meshd.node.rounds import RoundCheck
 from meshd.node.settling import SettlementSigner, Settler
 from meshd.node.workloads.errors import WorkloadError
+from meshd.node.workloads.training.plan import TrainPlan
 from meshd.p2p.codec import Signed
 from meshd.p2p.messages import JobTerms, Message, OutputAck, SettlementRequest
 
@@ -58,8 +62,8 @@ class Validator:
             log.warning("job cannot be audited", job=record.id.hex()[:8], why=str(error))
             return
         view = self._jobs.view(record, plan)
-        context = AuditContext(self._ports, self._jobs, record, plan, view, self._slots)
-        await _Seat(context).run()
+        job = JobContext(self._ports, self._jobs, record, plan, view)
+        await _Seat(AuditContext(job, kind_of(job), self._slots)).run()
 
 
 class _Seat:
@@ -67,9 +71,9 @@ class _Seat:
 
     def __init__(self, context: AuditContext) -> None:
         self._context = context
-        self._ports = context.ports
-        self._view: LogView = context.view
-        self._record = context.record
+        self._ports = context.job.ports
+        self._view: LogView = context.job.view
+        self._record = context.job.record
         self._terms: JobTerms = self._view.job.terms
         self._signer = SettlementSigner(self._ports, self._view)
         self._settler = Settler(self._ports, self._view)
@@ -79,7 +83,9 @@ class _Seat:
 
     async def run(self) -> None:
         """Hold the seat until the job's settle deadline is over."""
-        member = Member(self._ports, self._view)
+        plan = self._context.job.plan
+        check = RoundCheck(self._context.job, plan) if isinstance(plan, TrainPlan) else None
+        member = Member(self._ports, self._view, check.problem if check is not None else None)
         dispatch, job_id = self._ports.dispatch, self._record.id
         async with trio.open_nursery() as nursery:
             await nursery.start(member.run)
@@ -87,22 +93,34 @@ class _Seat:
                 dispatch.on(SettlementRequest, job_id, self._signer.on_request),
                 dispatch.on(OutputAck, job_id, self._on_ack),
             ):
+                if check is not None:
+                    nursery.start_soon(self._follow_rounds, check)
                 nursery.start_soon(self._audit_all, nursery)
                 await self._settle_and_serve()
                 nursery.cancel_scope.cancel()
 
-    # ---- audits --------------------------------------------------------------------------
+    # ---- rounds and audits ---------------------------------------------------------------
+
+    async def _follow_rounds(self, check: RoundCheck) -> None:
+        """Show which bits this machine computes, then compute every round as it closes."""
+        try:
+            kind = self._context.kind
+            await kind.numeric_class(AUDIT_SLOT, kind.audit_limits)
+        except (ExecutorError, WorkloadError) as error:
+            job = self._record.id.hex()[:8]
+            log.warning("job's shards cannot be computed here", job=job, why=str(error))
+        await check.run()
 
     async def _audit_all(self, nursery: trio.Nursery) -> None:
         while not self._view.state.book.closed:
             height = (await self._ports.chain.head()).height
-            for work in await self._view.audits(height):
-                track = work.track
+            for subject in await self._view.audits(height):
+                track = subject.track
                 assert track is not None
-                key = (work.hash, int(track.kind), track.beacon_height, track.index)
+                key = (subject.hash, int(track.kind), track.beacon_height, track.index)
                 if track.auditor == self._ports.address and key not in self._taken:
                     self._taken.add(key)
-                    nursery.start_soon(self._audit, work, key)
+                    nursery.start_soon(self._audit, subject, key)
             reveal_due(self._context, self._revealed, nursery)
             with trio.move_on_after(STEP_S) as step:
                 async with trio.open_nursery() as waiting:
@@ -114,13 +132,12 @@ class _Seat:
         await self._ports.chain.wait_height(height + 1)
         step.cancel()
 
-    async def _audit(self, work: Work, key: tuple[bytes, int, int, int]) -> None:
+    async def _audit(self, subject: Subject, key: tuple[bytes, int, int, int]) -> None:
         """Audit; what the log has not taken by then is sent again by another run."""
         try:
-            await Audit(self._context, work).run()
+            await Audit(self._context, subject).run()
         except (ExecutorError, WorkloadError) as error:
-            shard = work.assignment.message.shard
-            log.warning("audit failed", shard=shard, why=str(error))
+            log.warning("audit failed", shard=subject.place[0], why=str(error))
         await trio.sleep(AGAIN_S)
         self._taken.discard(key)
 

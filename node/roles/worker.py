@@ -11,20 +11,19 @@ import structlog
 import trio
 
 from meshd.ledger.audits import Status
-from meshd.node.compute.executor import ExecutorError, InferRequest, Limits
+from meshd.node.compute.executor import ExecutorError, Limits
 from meshd.node.jobs import JobRecord, Jobs
+from meshd.node.kinds.choice import kind_of
+from meshd.node.kinds.kind import JobContext, Kind, Shard
 from meshd.node.log.follower import Follower
 from meshd.node.log.view import LogView
-from meshd.node.openings import Openings, Shard
+from meshd.node.openings import Openings
 from meshd.node.ports import Ports
-from meshd.node.verification.outputs import ResultPlace, output_blob
+from meshd.node.store import StoreError
 from meshd.node.workloads.errors import WorkloadError
-from meshd.node.workloads.infer import InferPlan
-from meshd.node.workloads.rows import unpack
 from meshd.p2p.codec import Signed
 from meshd.p2p.identity import Address
 from meshd.p2p.messages import (
-    ZERO,
     Assignment,
     Commitment,
     JobTerms,
@@ -133,6 +132,12 @@ class Worker:
         return self._jobs
 
     @property
+    def limits(self) -> Limits:
+        """What one shard may use here."""
+        settings = self._settings
+        return Limits(memory_bytes=settings.memory_bytes, wall_s=settings.wall_s)
+
+    @property
     def settings(self) -> WorkerSettings:
         """What it offers."""
         return self._settings
@@ -149,7 +154,7 @@ class _JobWork:
         self._shards: dict[bytes, Shard] = {}
         self._shared: set[bytes] = set()
         self._taking = trio.Lock()
-        self._plan: InferPlan
+        self._kind: Kind
         self._view: LogView
         self._nursery: trio.Nursery
 
@@ -159,21 +164,26 @@ class _JobWork:
 
     async def run(self) -> None:
         """Take part until the job's log ends."""
+        jobs, record, room = self._worker.jobs, self._record, self._ports.availability
         try:
-            self._plan = await self._worker.jobs.load_plan(self._record)
+            plan = await room.until_kept(lambda: jobs.load_plan(record))
         except WorkloadError as error:
-            log.warning("job cannot be worked on", job=self._record.id.hex()[:8], why=str(error))
+            log.warning("job cannot be worked on", job=record.id.hex()[:8], why=str(error))
             return
-        self._view = self._worker.jobs.view(self._record, self._plan)
+        self._view = jobs.view(record, plan)
+        context = JobContext(self._ports, jobs, record, plan, self._view)
+        self._kind = kind_of(context)
         dispatch, job_id = self._ports.dispatch, self._record.id
-        openings = Openings(self._ports, self._view, self._shards)
+        follower = Follower(self._ports, self._view)
+        openings = Openings(context, self._kind, self._shards, follower.pull)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            await nursery.start(Follower(self._ports, self._view).run)
+            await nursery.start(follower.run)
             await self._load()
             with (
                 dispatch.on(Assignment, job_id, self._on_assignment),
                 dispatch.on(OpenRequest, job_id, openings.on_request),
+                self._ports.availability.before_leaving(self._leave),
             ):
                 nursery.start_soon(self._offer)
                 while not await self._ended():
@@ -188,30 +198,50 @@ class _JobWork:
         return (await self._ports.chain.head()).timestamp > self._terms.settle_deadline
 
     def _share_accepted(self) -> None:
-        """Let the aggregator have what was accepted: its auditor may die with its copy."""
+        """Let whoever compiles the output have what was accepted."""
         for name, shard in self._shards.items():
             lease = self._view.state.leases.get(name)
             work = lease.work if lease is not None else None
             if work is not None and work.status is Status.ACCEPTED and name not in self._shared:
-                assert shard.output is not None
-                blob = self._ports.blobs.read(shard.output)
-                self._ports.blobs.put(blob, readers=[self._orchestrator])
+                self._kind.share(shard)
                 self._shared.add(name)
 
     async def _offer(self) -> None:
-        offer = Offer(
-            job_id=self._record.id,
-            payee=self._ports.payee,
-            ask=self._worker.settings.ask,
-            slots=self._worker.settings.slots,
-            numeric_class=ZERO,
-        )
+        """Ask for shards again and again; in training with the bits of this machine shown."""
+        availability = self._ports.availability
+        try:
+            numeric_class = await availability.until_kept(self._show_class)
+        except (ExecutorError, WorkloadError) as error:
+            log.warning("job cannot be worked on", job=self._record.id.hex()[:8], why=str(error))
+            return
         while True:
+            offer = Offer(
+                job_id=self._record.id,
+                payee=self._ports.payee,
+                ask=self._worker.settings.ask,
+                slots=self._worker.settings.slots if availability.taking else 0,
+                numeric_class=numeric_class,
+            )
             try:
                 await self._ports.request(self._orchestrator, self._ports.sign(offer))
             except NetworkError as error:
                 log.debug("offer not taken", job=self._record.id.hex()[:8], why=str(error))
-            await trio.sleep(OFFER_S)
+            await availability.changed(OFFER_S)
+
+    async def _show_class(self) -> bytes:
+        """Show, where the job asks for it, which bits this machine computes."""
+        slot = await self._worker.take_slot()
+        try:
+            return await self._kind.numeric_class(slot, self._worker.limits)
+        finally:
+            self._worker.give_slot(slot)
+
+    async def _leave(self) -> None:
+        """Hand back every lease that is not committed to: others go on with those shards."""
+        async with trio.open_nursery() as nursery:
+            for shard in list(self._shards.values()):
+                if shard.commitment is None and not self._over(shard):
+                    nursery.start_soon(self._hand_back, shard, LeaseEndReason.HANDED_BACK)
 
     # ---- leases --------------------------------------------------------------------------
 
@@ -221,11 +251,11 @@ class _JobWork:
         message = assignment.message
         if signed.signer != self._orchestrator or message.worker != self._ports.address:
             raise RequestRefused("the assignment is not from this job's orchestrator to me")
-        if (message.units, message.input_hash) != (
-            self._plan.units(message.shard),
-            self._plan.input_hash(message.round, message.shard),
-        ):
-            raise RequestRefused("the assignment's units or input are not those of its shard")
+        why = self._kind.assignment_problem(message)
+        if why is None and self._ports.availability.leaving:
+            why = "this node is about to leave"
+        if why is not None:
+            raise RequestRefused(why)
         accept = self._ports.sign(
             LeaseAccept(
                 job_id=self._record.id,
@@ -236,10 +266,14 @@ class _JobWork:
         async with self._taking:
             if assignment.digest not in self._shards:
                 shard = Shard(assignment, secrets.token_bytes(32))
-                await self._ports.store.execute(
-                    "insert into shard values(?,?,?,?,?,null,null,0)",
-                    (assignment.digest, self._record.id, assignment.raw, accept.raw, shard.seed),
-                )
+                row = (assignment.digest, self._record.id, assignment.raw, accept.raw, shard.seed)
+                try:
+                    await self._ports.store.execute(
+                        "insert into shard values(?,?,?,?,?,null,null,0)", row
+                    )
+                except StoreError as error:
+                    self._ports.availability.rest(error)
+                    raise RequestRefused("the lease cannot be kept here now") from error
                 self._shards[assignment.digest] = shard
                 self._nursery.start_soon(self._work, shard)
         return accept
@@ -274,6 +308,8 @@ class _JobWork:
             except* (ExecutorError, WorkloadError) as errors:
                 why = "; ".join(str(error) for error in errors.exceptions)
                 log.warning("shard failed", shard=shard.assignment.message.shard, why=why)
+            except* (OSError, StoreError) as errors:
+                self._ports.availability.rest(errors.exceptions[0])
         if shard.commitment is not None:
             await self._hand_in(shard, shard.commitment)
         elif not self._over(shard):
@@ -311,64 +347,40 @@ class _JobWork:
 
     async def _compute(self, shard: Shard, slot: int) -> Shard:
         message = shard.assignment.message
-        rows = self._plan.rows(message.shard)
-        inputs = await self._inputs(rows)
-        began = trio.current_time()
-        packed = await self._ports.executor.infer(self._request(slot, inputs))
-        await self._worker.note_speed(message.units, trio.current_time() - began)
-        place = ResultPlace(self._record.id, message.shard, self._ports.address)
+        computed = await self._kind.compute(shard, slot, self._worker.limits)
+        await self._worker.note_speed(message.units, computed.seconds)
         commitment = self._ports.sign(
             Commitment(
                 job_id=self._record.id,
                 assignment_hash=shard.assignment.digest,
                 hash_alg=1,
-                trace_root=ZERO,
-                n=len(rows),
-                output_root=place.root(shard.seed, unpack(packed).rows()),
-                output_bytes=len(packed),
+                trace_root=computed.trace_root,
+                n=computed.n,
+                output_root=computed.output_root,
+                output_bytes=computed.output_bytes,
                 numeric_class=message.numeric_class,
             )
         )
-        output = self._ports.blobs.put(output_blob(shard.seed, packed), readers=())
-        done = Shard(shard.assignment, shard.seed, output, commitment)
+        done = Shard(shard.assignment, shard.seed, computed.output, commitment)
 
         def step(db: sqlite3.Connection) -> None:
             db.execute(
                 "update shard set output=?, commitment=? where assignment=?",
-                (output, commitment.raw, shard.assignment.digest),
+                (computed.output, commitment.raw, shard.assignment.digest),
             )
 
         await self._ports.store.write(step)
         self._shards[shard.assignment.digest] = done
         return done
 
-    def _request(self, slot: int, inputs: bytes) -> InferRequest:
-        blobs, program = self._ports.blobs, self._terms.program
-        settings = self._worker.settings
-        return InferRequest(
-            job_id=self._record.id,
-            slot=slot,
-            program=blobs.path(program) if blobs.on_disk else blobs.read(program),
-            inputs=inputs,
-            limits=Limits(memory_bytes=settings.memory_bytes, wall_s=settings.wall_s),
-        )
-
-    async def _inputs(self, rows: range) -> bytes:
-        chunks = {}
-        for digest, size in self._plan.chunks(rows):
-            await self._worker.jobs.fetch(self._record, digest, size)
-            chunks[digest] = self._ports.blobs.read(digest)
-        return self._plan.inputs(chunks, rows)
-
     async def _show_progress(self, shard: Shard) -> None:
         """Give signs of life for a leased shard, while it waits for its turn too."""
-        total = len(self._plan.rows(shard.assignment.message.shard))
         while True:
             progress = Progress(
                 job_id=self._record.id,
                 assignment_hash=shard.assignment.digest,
                 done=0,
-                total=total,
+                total=0,
             )
             try:
                 await self._ports.request(self._orchestrator, self._ports.sign(progress))
@@ -383,6 +395,12 @@ class _JobWork:
             reason=reason,
             height=(await self._ports.chain.head()).height,
         )
+        try:
+            await self._ports.store.execute(
+                "update shard set ended=1 where assignment=?", (shard.assignment.digest,)
+            )
+        except StoreError as error:  # after a restart its log says that the lease is over
+            log.info("end of a lease not kept", why=str(error))
         await self._ports.deliver(
             self._orchestrator, self._ports.sign(end), until=lambda: self._over(shard)
         )
