@@ -11,7 +11,9 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import structlog
 import trio
@@ -22,15 +24,17 @@ from meshd.config.schema import Config, LogConfig
 from meshd.ledger.beacon import BlockHashBeacon
 from meshd.ledger.evm_chain import EvmChain
 from meshd.ledger.patient import PatientChain
+from meshd.node.availability import Availability
 from meshd.node.compute.executor import Executor
 from meshd.node.compute.forkserver import open_forkserver
 from meshd.node.control.server import serve as serve_control
 from meshd.node.control.socket import data_directory_lock
-from meshd.node.desk import Desk
+from meshd.node.desk import PAUSED, Desk
 from meshd.node.node import Node, NodeSettings
+from meshd.node.notify import READY, STOPPING, keep_telling, notify
 from meshd.node.ports import Dispatch, Ports
 from meshd.node.roles.worker import WorkerSettings
-from meshd.node.store import Store
+from meshd.node.store import VERSION, Store
 from meshd.p2p.blobs import BlobStore
 from meshd.p2p.identity import Address, Identity, hex_address, load_or_create
 from meshd.p2p.libp2p import Libp2pNetwork, NetworkSettings, open_network
@@ -77,12 +81,14 @@ def _only(error: BaseException) -> BaseException:
 
 async def _run_until_told(config: Config, wrap_executor: Wrap | None) -> None:
     is_ready = False
+    availability = Availability()
     try:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
-                await nursery.start(run, config, wrap_executor)
+                nursery.start_soon(_end_on_signal, signals, availability, nursery.cancel_scope)
+                await nursery.start(run, config, wrap_executor, availability)
                 is_ready = True
+                notify(READY)
     except Exception as error:  # the outermost edge of every role and service
         if not is_ready:
             raise
@@ -93,15 +99,28 @@ async def _run_until_told(config: Config, wrap_executor: Wrap | None) -> None:
         ) from error
 
 
-async def _cancel_on_signal(signals: Any, scope: trio.CancelScope) -> None:
+async def _end_on_signal(signals: Any, availability: Availability, scope: trio.CancelScope) -> None:
+    """End at the first signal, handing back what was taken on; at the second one at once."""
+    number = await anext(signals)
+    log.info("stopping", signal=signal.Signals(number).name)
+    notify(STOPPING, "STATUS=handing leases back")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_at_next, signals, scope)
+        await availability.leave()
+        nursery.cancel_scope.cancel()
+    scope.cancel()
+
+
+async def _cancel_at_next(signals: Any, scope: trio.CancelScope) -> None:
     async for number in signals:
-        log.info("stopping", signal=signal.Signals(number).name)
+        log.info("stopping at once", signal=signal.Signals(number).name)
         scope.cancel()
 
 
 async def run(
     config: Config,
     wrap_executor: Wrap | None = None,
+    availability: Availability | None = None,
     *,
     task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -113,6 +132,8 @@ async def run(
         identity = load_or_create(directory / KEY) if directory else Identity.generate()
         store = Store(directory / DATABASE if directory else None)
         stack.callback(store.close)
+        if store.upgraded_from is not None:
+            log.info("database upgraded", before=store.upgraded_from, now=VERSION)
         blobs = BlobStore(directory / BLOBS if directory else None)
         nursery = await stack.enter_async_context(trio.open_nursery())
         chain = EvmChain(
@@ -125,19 +146,27 @@ async def run(
         await nursery.start(chain.run)
         network = await stack.enter_async_context(_network(config, identity, chain, blobs))
         executor: Executor = await stack.enter_async_context(open_forkserver())
-        ports = _ports(config, identity, chain, network, store, blobs, executor, wrap_executor)
+        if wrap_executor is not None:
+            executor = wrap_executor(executor)
+        ports = _ports(config, identity, chain, network, store, blobs, executor)
+        if availability is not None:
+            ports = replace(ports, availability=availability)
+        if await store.setting(PAUSED):
+            ports.availability.pause()
         node = Node(ports, _settings(config))
         await nursery.start(node.run)
         nursery.start_soon(_advertise, config, ports, network)
         if directory is not None:
-            desk = Desk(config, node, network, chain, trio.current_time())
+            desk = Desk(node, network, chain, config, trio.current_time())
             await nursery.start(serve_control, desk, directory / SOCKET)
+        nursery.start_soon(keep_telling, partial(_status_line, node, network))
         _give_memory_back()
         log.info(
             "ready",
             address=hex_address(identity.address),
             roles=",".join(config.roles) or "none",
             listen=" ".join(network.multiaddrs),
+            paused=ports.availability.paused,
         )
         task_status.started()
         await trio.sleep_forever()
@@ -168,7 +197,6 @@ def _ports(
     store: Store,
     blobs: BlobStore,
     executor: Executor,
-    wrap_executor: Wrap | None,
 ) -> Ports:
     patient = PatientChain(chain)
     return Ports(
@@ -178,7 +206,7 @@ def _ports(
         beacon=BlockHashBeacon(patient),
         store=store,
         blobs=blobs,
-        executor=wrap_executor(executor) if wrap_executor else executor,
+        executor=executor,
         dispatch=Dispatch(),
         payee=Address(config.payout) if config.payout else identity.address,
         wall=time.time,
@@ -199,8 +227,9 @@ async def _advertise(config: Config, ports: Ports, network: Libp2pNetwork) -> No
     """Keep this node's signed capability where others find it."""
     while True:
         now = int(ports.wall())
+        resting = set() if ports.availability.open else {"worker"}
         capability = Capability(
-            roles=tuple(sorted(config.roles)),
+            roles=tuple(sorted(set(config.roles) - resting)),
             addresses=network.multiaddrs,
             device=config.worker.device,
             memory_bytes=config.worker.memory,
@@ -210,13 +239,19 @@ async def _advertise(config: Config, ports: Ports, network: Libp2pNetwork) -> No
         )
         signed = ports.domain.sign(ports.identity, capability, expires=now + CAPABILITY_LIFE_S)
         await network.advertise(signed)
-        await trio.sleep(CAPABILITY_LIFE_S / 2)
+        await ports.availability.changed(CAPABILITY_LIFE_S / 2)
+
+
+async def _status_line(node: Node, network: Libp2pNetwork) -> str:
+    """Return what the service manager shows; the database is asked, so it must answer."""
+    paused = await node.ports.store.setting(PAUSED)
+    shards = len(node.worker.running)
+    return f"{len(network.peers())} peers, {shards} shards{', paused' if paused else ''}"
 
 
 async def _measured_speed(config: Config, ports: Ports) -> int:
     """Return this machine's compute units a second as last measured; 0: not yet."""
-    rows = await ports.store.rows("select value from setting where name='units_per_second'")
-    return int(rows[0][0]) if rows else 0
+    return int(await ports.store.setting("units_per_second") or 0)
 
 
 def _give_memory_back() -> None:
@@ -225,6 +260,18 @@ def _give_memory_back() -> None:
     gc.freeze()  # what lives now stays for ever: later collections need not look at it
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+class _StandardError:
+    """Standard error, but what cannot be written is lost: a full disk must not end a daemon."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
 
 
 def set_up_logs(config: LogConfig) -> None:
@@ -244,5 +291,5 @@ def set_up_logs(config: LogConfig) -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _StandardError())),
     )

@@ -3,65 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import trio
 
-from meshd.config.amounts import format_mcc
-from meshd.config.job import JobSpec
+from meshd.config.amounts import format_mcc, parse_mcc
 from meshd.config.schema import Config
-from meshd.ledger.audits import Status as WorkStatus
-from meshd.ledger.chain import Anchored, Register, Stake
-from meshd.ledger.evm_chain import EvmChain
-from meshd.ledger.jobstate import JobState
-from meshd.ledger.leases import WorkerRecord
+from meshd.ledger.chain import Register, Stake
+from meshd.node import answers
 from meshd.node.control.api import (
     ENDED,
-    Anchor,
-    AuditInfo,
     ChainStatus,
     ControlError,
-    JobDetail,
-    JobEvent,
-    JobSummary,
+    Earnings,
+    PaymentInfo,
     PeerInfo,
-    ReceiptInfo,
-    ResultFile,
-    SendEvent,
-    ShardCounts,
     Staked,
     Status,
-    Submitted,
     Wallet,
-    WorkerShare,
 )
-from meshd.node.control.api import JobState as JobStateName
-from meshd.node.node import Node
-from meshd.node.researcher import SubmitError, SubmittedJob
-from meshd.node.submission import draft_job
-from meshd.node.workloads.errors import RowsError
-from meshd.node.workloads.rows import unpack
-from meshd.p2p.blobs import BlobError
+from meshd.node.earnings import read_payments
+from meshd.node.jobdesk import JobDesk
 from meshd.p2p.identity import hex_address
-from meshd.p2p.libp2p import Libp2pNetwork
-from meshd.p2p.messages import JobTerms
 
-WATCH_S = 2.0
+PAUSED = "paused"
+"""The setting that keeps a pause over restarts."""
 ROLE_BITS = {"orchestrator": 1, "validator": 2}
 """NodeRegistry's bits; workers and aggregators need no registration."""
 
 
 @dataclass(frozen=True)
-class Desk:
+class Desk(JobDesk):
     """Answers the control API."""
 
     config: Config
-    node: Node
-    network: Libp2pNetwork
-    chain: EvmChain
     started_at: float
 
     # ---- the daemon ----------------------------------------------------------------------
@@ -83,13 +59,32 @@ class Desk:
             peers=len(self.network.peers()),
             jobs=len(jobs),
             shards=len(self.node.worker.running),
+            paused=self.node.ports.availability.paused,
             chain=ChainStatus(
                 rpc=self.config.chain.rpc,
                 chain_id=self.chain.domain.chain_id,
                 height=self.node.jobs.height,
             ),
-            warnings=list(self.config.warnings),
+            warnings=[*self.config.warnings, *self._troubles()],
         )
+
+    def _troubles(self) -> list[str]:
+        availability = self.node.ports.availability
+        if not availability.resting:
+            return []
+        return [f"it takes no shards now, since nothing can be kept here: {availability.trouble}"]
+
+    async def pause(self) -> Status:
+        """Take no new shards until `resume`, over restarts too; those it has are finished."""
+        await self.node.ports.store.set(PAUSED, "1")
+        self.node.ports.availability.pause()
+        return await self.status()
+
+    async def resume(self) -> Status:
+        """Take shards again."""
+        await self.node.ports.store.set(PAUSED, "")
+        self.node.ports.availability.resume()
+        return await self.status()
 
     async def peers(self) -> list[PeerInfo]:
         """Return the connected peers."""
@@ -151,226 +146,34 @@ class Desk:
         stake = await self.chain.stake_of(self.chain.address)
         return Staked(tx="0x" + outcome.tx.hex(), height=outcome.height, stake=format_mcc(stake))
 
-    # ---- jobs ----------------------------------------------------------------------------
-
-    async def job_submit(self, spec: JobSpec) -> Submitted:
-        """Check and store program and data, open the escrow, announce the job."""
-        await self.chain.head()  # one that cannot be reached is told at once, not waited for
-        try:
-            draft = await draft_job(self.node.ports, spec)
-            job = await self.node.researcher.submit(draft.terms)
-            outcome = await self.chain.wait(f"open:{job.id.hex()}")
-        except SubmitError as error:
-            raise ControlError("usage", str(error)) from error
-        if outcome.error is not None:
-            raise ControlError("failed", f"the escrow was not opened: {outcome.error}")
-        return Submitted(
-            id="0x" + job.id.hex(),
-            state=job.state.value,
-            shards=draft.terms.shards,
-            cap=format_mcc(draft.terms.cap),
-            deadline=draft.terms.work_deadline,
-            warnings=list(draft.warnings),
-        )
-
-    async def job_list(self) -> list[JobSummary]:
-        """Return the jobs that this daemon submitted, the newest first."""
-        return [self._summary(job) for job in reversed(self.node.researcher.submitted.values())]
-
-    def _job(self, job_id: bytes) -> SubmittedJob:
-        job = self.node.researcher.submitted.get(job_id)
-        if job is None:
-            raise ControlError(
-                "not-found",
-                f"no job 0x{job_id.hex()} was submitted by this daemon",
-                "see `meshd job ls`",
-            )
-        return job
-
-    def _summary(self, job: SubmittedJob) -> JobSummary:
-        terms = job.terms.message
-        state: JobStateName = job.state.value
-        return JobSummary(
-            id="0x" + job.id.hex(),
-            kind=terms.workload,
-            state=state,
-            researcher=hex_address(terms.researcher),
-            shards=shard_counts(terms, job.view.state if job.view else None),
-            cap=format_mcc(terms.cap),
-            deadline=terms.work_deadline,
-            seconds=round((job.ended or self.node.ports.wall()) - job.created, 1),
-            note=job.detail,
-        )
-
-    async def job_show(self, job_id: bytes) -> JobDetail:
-        """Return everything known of a job."""
-        job = self._job(job_id)
-        terms = job.terms.message
-        on_chain = await self.chain.job(job_id)
-        view = job.view
-        record = self.node.jobs.records.get(job_id)
-        started = record.started if record else None
-        amounts = (0, 0, 0, 0)
-        if on_chain is not None:
-            amounts = (on_chain.deposited, on_chain.burnt, on_chain.paid, on_chain.refunded)
-        deposited, burnt, paid, refunded = (format_mcc(amount) for amount in amounts)
-        return JobDetail(
-            **self._summary(job),
-            program="0x" + terms.program.hex(),
-            data="0x" + terms.data.hex(),
-            rows=terms.rows,
-            price=format_mcc(terms.price),
-            orchestrator=hex_address(record.orchestrator if record else terms.orchestrator),
-            committee=[hex_address(member) for member in started.committee] if started else [],
-            quorum=started.quorum if started else 0,
-            term=view.state.term if view else 0,
-            certified_seq=view.seq if view else 0,
-            workers=_worker_shares(view.state) if view else [],
-            audits=_audits(view.state) if view else [],
-            escrow={"deposited": deposited, "burnt": burnt, "paid": paid, "refunded": refunded},
-            anchors=await self._anchors(job_id),
-            output="0x" + job.output.hex() if job.output else "",
-        )
-
-    async def _anchors(self, job_id: bytes) -> list[Anchor]:
-        record = self.node.jobs.records.get(job_id)
-        if record is None:
-            return []
-        head = await self.chain.head()
-        events = await self.chain.events(record.opened.height, head.height)
-        return [
-            Anchor(
-                epoch=event.epoch,
-                root="0x" + event.root.hex(),
-                total=format_mcc(event.total),
-                tx="0x" + event.tx.hex(),
-            )
-            for event in events
-            if isinstance(event, Anchored) and event.job_id == job_id
-        ]
-
-    async def job_watch(self, job_id: bytes, send: SendEvent) -> None:
-        """Send the job as it is now, then every event; return when it has ended."""
-        job = self._job(job_id)
-        last: tuple[object, ...] = ()
-        while True:
-            summary = self._summary(job)
-            counts = summary["shards"]
-            now = (summary["state"], *counts.values())
-            if now != last:
-                name = "state" if not last or last[0] != now[0] else "shards"
-                text = f"{counts['accepted']} of {counts['total']} shards accepted"
-                await send(
-                    JobEvent(
-                        time=self.node.ports.wall(),
-                        event=name,
-                        text=summary["note"] or text,
-                        state=summary["state"],
-                        shards=counts,
-                    )
+    async def earnings(self) -> Earnings:
+        """Return what the account that is paid has earned."""
+        account = self.node.ports.payee
+        payments = await read_payments(self.chain, self.node.ports.store, account)
+        paid: dict[bytes, int] = {}
+        for payment in payments:
+            paid[payment.job_id] = paid.get(payment.job_id, 0) + payment.amount
+        jobs, pending = [], 0
+        for job_id in dict.fromkeys([*paid, *self.node.jobs.records]):
+            view = self.node.jobs.known_view(job_id)
+            state = view.state if view is not None else None
+            told = answers.job_earnings(job_id, state, account, paid.get(job_id, 0))
+            if told["receipts"] or job_id in paid:
+                jobs.append(told)
+                earned = parse_mcc(told["earned"]) if told["earned"] is not None else 0
+                pending += max(earned - paid.get(job_id, 0), 0)
+        return Earnings(
+            account=hex_address(account),
+            paid=format_mcc(sum(paid.values())),
+            pending=format_mcc(pending),
+            jobs=jobs,
+            payments=[
+                PaymentInfo(
+                    job="0x" + payment.job_id.hex(),
+                    amount=format_mcc(payment.amount),
+                    height=payment.height,
+                    tx="0x" + payment.tx.hex(),
                 )
-                last = now
-            if summary["state"] in ENDED:
-                return
-            await self.node.researcher.wait_changed(WATCH_S)
-
-    async def job_cancel(self, job_id: bytes) -> JobSummary:
-        """Take the job back before its start; after it, stop it: what passed is paid."""
-        job = self._job(job_id)
-        try:
-            await self.node.researcher.cancel(job_id)
-        except SubmitError as error:
-            raise ControlError("failed", str(error)) from error
-        return self._summary(job)
-
-    async def job_result(self, job_id: bytes, path: Path) -> ResultFile:
-        """Write the final output to *path*, replacing it only when complete."""
-        job = self._job(job_id)
-        if job.output is None:
-            raise ControlError(
-                "again",
-                f"job 0x{job_id.hex()} is {job.state.value} and has no output yet",
-                "wait for it with `meshd job watch`",
-            )
-        temporary = path.with_name(f".{path.name}.part")
-        try:
-            data = self.node.ports.blobs.read(job.output)
-            temporary.write_bytes(data)
-            temporary.replace(path)
-            count = unpack(data).count
-        except OSError as error:
-            raise ControlError("failed", f"{path} cannot be written: {error.strerror}") from error
-        except (BlobError, RowsError) as error:
-            raise ControlError("failed", f"the output is damaged: {error}") from error
-        return ResultFile(
-            path=str(path), bytes=len(data), digest="0x" + job.output.hex(), rows=count
+                for payment in payments
+            ],
         )
-
-    async def job_receipts(self, job_id: bytes) -> list[ReceiptInfo]:
-        """Return the job's receipts so far, in the order of its log."""
-        job = self._job(job_id)
-        receipts = job.view.state.book.receipts if job.view else []
-        return [
-            ReceiptInfo(
-                kind=receipt.receipt_kind,
-                shard=receipt.shard,
-                attempt=receipt.attempt,
-                account=hex_address(receipt.account),
-                units=receipt.units,
-                charged=format_mcc(receipt.charged),
-                amount=format_mcc(receipt.amount),
-                log_seq=receipt.log_seq,
-            )
-            for receipt in receipts
-        ]
-
-
-def shard_counts(terms: JobTerms, state: JobState | None) -> ShardCounts:
-    """Return a job's counts; `reissued` counts attempts after the first of their shard."""
-    if state is None:
-        return ShardCounts(total=terms.shards, accepted=0, rejected=0, reissued=0)
-    return ShardCounts(
-        total=terms.shards,
-        accepted=sum(state.shard_done(shard) is not None for shard in range(terms.shards)),
-        rejected=sum(work.status is WorkStatus.REJECTED for work in state.works.values()),
-        reissued=sum(len(leases) - 1 for leases in state.shards.values()),
-    )
-
-
-def _worker_shares(state: JobState) -> list[WorkerShare]:
-    lost: Counter[bytes] = Counter(
-        lease.assignment.message.worker for leases in state.shards.values() for lease in leases[:-1]
-    )
-    return [
-        WorkerShare(
-            account=hex_address(address),
-            accepted=_count(worker, WorkStatus.ACCEPTED),
-            rejected=_count(worker, WorkStatus.REJECTED),
-            voided=_count(worker, WorkStatus.VOID),
-            leases=len(worker.leases),
-            lost=lost[address],
-            finding=next((w.reason for w in worker.works if w.status is WorkStatus.REJECTED), ""),
-        )
-        for address, worker in state.workers.items()
-    ]
-
-
-def _audits(state: JobState) -> list[AuditInfo]:
-    return [
-        AuditInfo(
-            shard=work.assignment.message.shard,
-            attempt=work.assignment.message.attempt,
-            worker=hex_address(work.worker),
-            auditor=hex_address(finding.auditor),
-            kind=finding.kind.name.lower(),
-            result=finding.result.name.lower(),
-            rows=len(finding.challenge.message.drawn),
-            units=finding.attestation.message.units_reexecuted,
-        )
-        for work in state.works.values()
-        for finding in work.findings
-    ]
-
-
-def _count(worker: WorkerRecord, status: WorkStatus) -> int:
-    return sum(work.status is status for work in worker.works)

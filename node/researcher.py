@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sqlite3
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, cast
@@ -19,7 +20,11 @@ from meshd.ledger.chain import (
     StartJob,
 )
 from meshd.ledger.terms import terms_problem
+from meshd.node.archive import keep_log, load_log, read_log
+from meshd.node.counts import Counts, counts_of
+from meshd.node.failing import failure_of
 from meshd.node.jobs import JobRecord, Jobs
+from meshd.node.kinds.kind import JobContext
 from meshd.node.log.follower import Follower
 from meshd.node.log.view import LogView
 from meshd.node.ports import Ports
@@ -84,6 +89,15 @@ class SubmittedJob:
     created: float = 0.0
     ended: float | None = None
     """Unix seconds of the submission and of the end."""
+    kept: Counts | None = None
+    """The counts when it ended, from disk."""
+
+    @property
+    def counts(self) -> Counts:
+        """How many of its shards have come how far."""
+        if self.view is None and self.kept is not None:
+            return self.kept
+        return counts_of(self.terms.message, self.view.state if self.view else None)
 
 
 class Researcher:
@@ -94,7 +108,7 @@ class Researcher:
         self._jobs = jobs
         self.submitted: dict[bytes, SubmittedJob] = {}
         self._nursery: trio.Nursery | None = None
-        self._changed = trio.Event()
+        self._changed, self._reading = trio.Event(), trio.Lock()
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Tend the jobs on disk and those submitted meanwhile, until cancelled."""
@@ -109,7 +123,7 @@ class Researcher:
 
     async def _load(self) -> list[SubmittedJob]:
         rows = await self._ports.store.rows(
-            "select job_id, terms, salt, state, detail, created, ended, output from job "
+            "select job_id, terms, salt, state, detail, created, ended, output, counts from job "
             "where submitted=1 order by created"
         )
         return [
@@ -122,9 +136,17 @@ class Researcher:
                 output=output,
                 created=created,
                 ended=ended,
+                kept=Counts.decode(counts) if counts else None,
             )
-            for job_id, raw, salt, state, detail, created, ended, output in rows
+            for job_id, raw, salt, state, detail, created, ended, output, counts in rows
         ]
+
+    async def view_of(self, job: SubmittedJob) -> LogView | None:
+        """Return a job's log: as it is followed now, or as it was when the job ended."""
+        async with self._reading:
+            if job.view is None and job.state in OVER:
+                job.view = await read_log(self._ports, job.id, job.terms.message)
+        return job.view
 
     async def submit(self, terms: JobTerms) -> SubmittedJob:
         """Open the escrow of a job whose program and data are in this node's blob store.
@@ -141,8 +163,7 @@ class Researcher:
                 f"the cap is {terms.cap} but this account holds {balance} (smallest units of "
                 f"MCC): {terms.cap - balance} are missing"
             )
-        signed = self._ports.domain.sign(self._ports.identity, terms)
-        salt = secrets.token_bytes(32)
+        signed, salt = self._ports.domain.sign(self._ports.identity, terms), secrets.token_bytes(32)
         job_id = self._ports.chain.job_id(self._ports.address, signed.digest, salt)
         job = SubmittedJob(job_id, signed, salt, created=self._ports.wall())
         await self._ports.store.execute(
@@ -192,10 +213,18 @@ class Researcher:
             return
         job.state, job.detail = state, detail
         job.ended = self._ports.wall() if state in OVER else None
-        await self._ports.store.execute(
-            "update job set state=?, detail=?, ended=?, output=? where job_id=?",
-            (state.value, detail, job.ended, job.output, job.id),
-        )
+        ends = state in (*OVER, JobState.SETTLING)
+        batches = list(job.view.log.batches) if job.view and ends else []
+        counts = job.counts.encode()
+
+        def step(db: sqlite3.Connection) -> None:
+            db.execute(
+                "update job set state=?, detail=?, ended=?, output=?, counts=? where job_id=?",
+                (state.value, detail, job.ended, job.output, counts, job.id),
+            )
+            keep_log(db, job.id, batches)
+
+        await self._ports.store.write(step)
         log.info("job " + state.value, job=job.id.hex()[:8], detail=detail)
         self._changed.set()
         self._changed = trio.Event()
@@ -234,16 +263,20 @@ class Researcher:
         if job.state is JobState.ANNOUNCED:
             await self._enter(job, JobState.RUNNING)
         try:
-            job.view = self._jobs.view(record, await self._jobs.load_plan(record))
+            plan = await self._jobs.load_plan(record)
         except WorkloadError as error:
             await self._wait_paid_out(job)
             await self._enter(job, JobState.FAILED, f"{error}; the deposit is back")
             return
+        job.view = self._jobs.view(record, plan)
+        context = JobContext(self._ports, self._jobs, record, plan, job.view)
+        if job.state is JobState.SETTLING:  # those who served its log may be gone by now
+            await load_log(self._ports, job.view)
         async with trio.open_nursery() as nursery:
             await nursery.start(Follower(self._ports, job.view).run)
             nursery.start_soon(self._follow, job, record)
             settled = await self._wait_paid_out(job)
-            await self._finish(job, settled=settled)
+            await self._finish(job, context, settled=settled)
             nursery.cancel_scope.cancel()
 
     async def _wait_started(self, job: SubmittedJob, opened: int) -> JobRecord | None:
@@ -254,7 +287,9 @@ class Researcher:
         while True:
             record = self._jobs.records.get(job.id)
             if record is None or record.terms is None:
-                await self._jobs.know(_opened(job, opened, self._ports), job.terms)
+                cap = job.terms.message.cap
+                own = JobOpened(opened, job.id, self._ports.address, job.terms.digest, cap)
+                await self._jobs.know(own, job.terms)
             elif record.cancelled:
                 await self._enter(job, JobState.CANCELLED)
                 return None
@@ -274,8 +309,8 @@ class Researcher:
             await self._jobs.wait_changed(STEP_S)
 
     async def _is_started(self, job: SubmittedJob) -> bool:
-        on_chain = await self._ports.chain.job(job.id)
-        return on_chain is not None and (on_chain.started or on_chain.cancelled)
+        found = await self._ports.chain.job(job.id)
+        return found is not None and (found.started or found.cancelled)
 
     async def _follow(self, job: SubmittedJob, record: JobRecord) -> None:
         """Wait for the log's end and fetch the output."""
@@ -318,7 +353,7 @@ class Researcher:
         await self._ports.chain.send(key, RefundJob(job.id))
         await self._ports.chain.wait(key)
 
-    async def _finish(self, job: SubmittedJob, *, settled: bool) -> None:
+    async def _finish(self, job: SubmittedJob, context: JobContext, *, settled: bool) -> None:
         """Say how the job ended. A log that ended is waited for, and so is its output."""
         deadline = job.terms.message.settle_deadline
         view = cast(LogView, job.view)
@@ -336,6 +371,8 @@ class Researcher:
             await self._enter(job, JobState.CANCELLED, "stopped: what passed was paid")
         else:
             why = "its deadline passed" if end is None else JobEndReason(end.reason).name.lower()
+            if end is not None and end.reason == JobEndReason.FAILED:
+                why = await failure_of(context)
             await self._enter(
                 job, JobState.FAILED, f"{why}; what passed was paid, the rest is back"
             )
@@ -347,9 +384,8 @@ class Researcher:
 def _refundable_after(job: JobOnChain) -> int:
     """Return the timestamp after which the escrow gives back what it does not owe."""
     window = job.anchored_at + job.window if job.anchored_at else 0
-    if job.settled:
-        return window
-    return max(job.settle_deadline, window + job.window if window else 0)
+    after = max(job.settle_deadline, window + job.window if window else 0)
+    return window if job.settled else after
 
 
 def _open_call(job: SubmittedJob) -> OpenJob:
@@ -365,10 +401,6 @@ def _open_call(job: SubmittedJob) -> OpenJob:
     )
 
 
-def _opened(job: SubmittedJob, height: int, ports: Ports) -> JobOpened:
-    return JobOpened(height, job.id, ports.address, job.terms.digest, job.terms.message.cap)
-
-
 def _ended(job: SubmittedJob) -> bool:
-    over = job.state in OVER or job.state is JobState.SETTLING
+    over = job.state in (*OVER, JobState.SETTLING)
     return over or (job.view is not None and job.view.state.end is not None)

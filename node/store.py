@@ -11,9 +11,7 @@ import trio
 
 T = TypeVar("T")
 
-VERSION = 1
-
-_SCHEMA = """
+_TABLES = """
 create table job(
     job_id blob primary key, terms blob not null, salt blob, researcher blob not null,
     started text, state text not null, detail text not null default '',
@@ -39,6 +37,19 @@ create table output(
     primary key(job_id, shard, commitment)) strict;
 create table setting(name text primary key, value text not null) strict;
 """
+_OUTCOMES = """
+alter table job add column counts text;
+create table payment(
+    scope text not null, tx blob not null, job_id blob not null, height integer not null,
+    amount text not null, primary key(scope, tx, job_id)) strict;
+"""
+
+STEPS = (_TABLES, _OUTCOMES)
+"""What leads from each version of the database to the next one, beginning with an empty file.
+
+Only ever add to the end: a data directory may come from any of them.
+"""
+VERSION = len(STEPS)
 
 
 class StoreError(Exception):
@@ -62,22 +73,39 @@ class Store:
             self.connection.execute("pragma journal_mode=wal")
             self.connection.execute("pragma synchronous=full")
             (version,) = self.connection.execute("pragma user_version").fetchone()
-            if version == 0:
-                self.connection.executescript(
-                    f"begin; {_SCHEMA} pragma user_version={VERSION}; commit;"
-                )
+            if version <= VERSION:
+                self._upgrade(version)
         except sqlite3.DatabaseError as error:
             raise StoreError(
                 f"database {path} cannot be read ({error}): "
                 "restore it from a backup, or move it away to start afresh"
             ) from error
-        if version not in (0, VERSION):
+        if version > VERSION:
+            self.connection.close()
             raise StoreError(
-                f"database {path} has version {version}, this meshd knows {VERSION}: upgrade meshd"
+                f"database {path} has version {version}, this meshd knows {VERSION}: a newer "
+                "meshd wrote it: upgrade this one, or use another data directory"
             )
+        self.upgraded_from: int | None = version if 0 < version < VERSION else None
+        """The version that the file had before; None: it is new, or was of this version."""
+
+    def _upgrade(self, version: int) -> None:
+        """Take the steps from *version* to this one, all of them or none."""
+        if version == VERSION:
+            return
+        steps = "".join(STEPS[version:])
+        try:
+            self.connection.executescript(f"begin; {steps} pragma user_version={VERSION}; commit;")
+        except sqlite3.DatabaseError:
+            if self.connection.in_transaction:
+                self.connection.execute("rollback")
+            raise
 
     async def write(self, step: Callable[[sqlite3.Connection], T]) -> T:
-        """Run *step* in one transaction: all of it is durable on return, or none."""
+        """Run *step* in one transaction: all of it is durable on return, or none.
+
+        Raises StoreError if it cannot be written.
+        """
         return await self._run(lambda: self._transaction(step))
 
     async def read(self, step: Callable[[sqlite3.Connection], T]) -> T:
@@ -91,13 +119,18 @@ class Store:
             return work()
 
     def _transaction(self, step: Callable[[sqlite3.Connection], T]) -> T:
-        self.connection.execute("begin immediate")
         try:
+            self.connection.execute("begin immediate")
             result = step(self.connection)
-        except BaseException:
-            self.connection.execute("rollback")
+            self.connection.execute("commit")
+        except BaseException as error:
+            if self.connection.in_transaction:  # some errors have rolled it back already
+                self.connection.execute("rollback")
+            if isinstance(error, sqlite3.OperationalError):
+                raise StoreError(
+                    f"the database cannot be written ({error}): is there room on its disk?"
+                ) from error
             raise
-        self.connection.execute("commit")
         return result
 
     async def sign_once(self, job_id: bytes, scope: str, raw: bytes) -> bytes:
@@ -124,6 +157,18 @@ class Store:
     async def execute(self, statement: str, values: Sequence[object] = ()) -> None:
         """Run one writing statement in a transaction of its own."""
         await self.write(lambda db: db.execute(statement, values))
+
+    async def setting(self, name: str) -> str | None:
+        """Return the value kept under *name*, if any."""
+        rows = await self.rows("select value from setting where name=?", (name,))
+        return str(rows[0][0]) if rows else None
+
+    async def set(self, name: str, value: str) -> None:
+        """Keep *value* under *name*."""
+        await self.execute(
+            "insert into setting values(?,?) on conflict(name) do update set value=excluded.value",
+            (name, value),
+        )
 
     def close(self) -> None:
         """Close the file."""

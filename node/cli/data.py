@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
 from meshd.node.cli.lazy import LazyGroup
 from meshd.node.cli.options import as_json
-from meshd.node.cli.output import print_json, print_pairs
+from meshd.node.cli.output import print_json, print_pairs, print_table
+
+_WIDEST = 60
+"""Characters of a value in a table."""
 
 
 @click.group(cls=LazyGroup)
@@ -52,6 +56,34 @@ def add(file: Path, out: Path, rows_per_chunk: int, as_json: bool) -> None:
 def inspect(file: Path, as_json: bool) -> None:
     """Check the dataset in FILE and show what it holds."""
     _print(_described(file), as_json)
+
+
+@data.command(epilog="Example:  meshd data head sentences.data --rows 3")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--rows", type=click.IntRange(1, 10_000), default=5, show_default=True)
+@click.option("--from", "first", type=click.IntRange(0), default=0, help="The first row shown.")
+@as_json
+def head(file: Path, rows: int, first: int, as_json: bool) -> None:
+    """Print the first rows of the dataset in FILE.
+
+    Only the chunks that hold them are read and checked.
+    """
+    from meshd.node.cli.values import rows_of
+    from meshd.node.workloads.datasetfile import open_dataset
+
+    dataset = open_dataset(file)
+    shown = rows_of(dataset, first, min(first + rows, dataset.manifest.rows))
+    if as_json:
+        print_json(shown)
+        return
+    names = [column.name for column in dataset.manifest.columns]
+    table = [(first + at, *(_short(row[name]) for name in names)) for at, row in enumerate(shown)]
+    print_table(("ROW", *names), table, f"{file} has {dataset.manifest.rows} rows")
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _WIDEST else text[: _WIDEST - 3] + "..."
 
 
 def _described(path: Path) -> dict[str, object]:

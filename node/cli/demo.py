@@ -11,7 +11,12 @@ from meshd.node.demo.options import JOBS, DemoOptions
 
 
 @click.command(epilog="Example:  meshd demo --json demo.json --seed 7")
-@click.option("--jobs", default="infer", show_default=True, help="Kinds of job, with commas.")
+@click.option(
+    "--jobs",
+    default=",".join(JOBS),
+    show_default=True,
+    help="Kinds of job, with commas; one begins when the work of the one before is done.",
+)
 @click.option(
     "--workers",
     type=click.IntRange(3, 32),
@@ -59,10 +64,11 @@ def demo(
     """Run a whole swarm on this machine.
 
     Every participant is a process of its own, with an embedded chain and a cheater among them.
-    The workers embed real sentences; one invents results, one is killed. The end shows who did
-    what, what was found, and where the money went. Exits 0 only if everything adds up.
+    The workers embed real sentences, then train a small language model. One worker invents
+    results and leaves out steps, one is killed. The end shows who did what, what was found, and
+    where the money went. Exits 0 only if everything adds up.
     """
-    kinds = tuple(kind.strip() for kind in jobs.split(",") if kind.strip())
+    kinds = tuple(dict.fromkeys(kind.strip() for kind in jobs.split(",") if kind.strip()))
     unknown = [kind for kind in kinds if kind not in JOBS]
     if unknown or not kinds:
         named = unknown[0] if unknown else jobs

@@ -33,8 +33,10 @@ _DTYPES: Final = {
 }
 
 
-def export_factory(factory: str, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
-    """Return the program of what MODULE:FACTORY returns.
+def export_factory(
+    factory: str, inputs: Sequence[str], outputs: Sequence[str], *, training: bool = False
+) -> bytes:
+    """Return the program of what MODULE:FACTORY returns; with *training* its loss and gradients.
 
     Raises ExportError if it cannot be called or exported, UsageError for options that do not
     fit it.
@@ -44,7 +46,7 @@ def export_factory(factory: str, inputs: Sequence[str], outputs: Sequence[str]) 
         example = _example(inputs)
     elif inputs:
         raise click.UsageError(f"{factory} returns examples of its own: leave out --input")
-    return export_program(module, example, outputs=outputs or None)
+    return export_program(module, example, outputs=outputs or None, training=training)
 
 
 def _build(factory: str) -> tuple[nn.Module, dict[str, Tensor] | None]:

@@ -13,7 +13,7 @@ from meshd.node.cli.options import client, complete_job_id, daemon_command
 from meshd.node.cli.output import print_json, print_pairs, print_table, seconds_text
 
 if TYPE_CHECKING:
-    from meshd.node.control.api import JobDetail, JobEvent, ShardCounts
+    from meshd.node.control.api import JobDetail, JobEvent, JobWhy, ShardCounts, Submitted
 
 job_id = click.argument("job", metavar="JOB", shell_complete=complete_job_id)
 
@@ -37,15 +37,7 @@ def submit(file: Path, watch: bool, data_dir: str | None, as_json: bool) -> None
     """
     daemon = client(data_dir)
     answer = daemon.submit(file)
-    if as_json:
-        print_json(answer)
-    else:
-        for warning in answer["warnings"]:
-            click.echo(f"meshd: note: {warning}", err=True)
-        click.echo(
-            f"job {answer['id']} is {answer['state']}: {answer['shards']} shards, "
-            f"at most {answer['cap']} MCC, until {_moment(answer['deadline'])}"
-        )
+    _print_submitted(answer, as_json)
     if watch:
         _follow(data_dir, answer["id"], as_json)
 
@@ -98,6 +90,23 @@ def show(job: str, data_dir: str | None, as_json: bool) -> None:
         print_table(("WORKER", "ACCEPTED", "REJECTED", "LEASES"), rows, "")
 
 
+@job.command(epilog="Example:  meshd job why 0x3f2a")
+@job_id
+@click.option("--shards", "most", type=click.IntRange(1), default=20, show_default=True)
+@daemon_command
+def why(job: str, most: int, data_dir: str | None, as_json: bool) -> None:
+    """Say why a job is not further.
+
+    For each shard that is not through, who has it and what it waits for; for each node that is
+    known, what it does for the job or why it does nothing. --shards says how many are shown.
+    """
+    answer = client(data_dir).why(job)
+    if as_json:
+        print_json(answer)
+    else:
+        _print_why(answer, most)
+
+
 @job.command(epilog="Example:  meshd job watch 0x3f2a")
 @job_id
 @daemon_command
@@ -107,6 +116,37 @@ def watch(job: str, data_dir: str | None, as_json: bool) -> None:
     Prints a line for each event, with --json a line of JSON.
     """
     _follow(data_dir, job, as_json)
+
+
+@job.command(epilog="Example:  meshd job logs 0x3f2a --kind attestation")
+@job_id
+@click.option("--after", type=click.IntRange(0), default=0, help="Begin after this batch.")
+@click.option("--kind", metavar="KIND", help="Only entries of this kind, such as assignment.")
+@daemon_command
+def logs(job: str, after: int, kind: str | None, data_dir: str | None, as_json: bool) -> None:
+    """Print the entries of a job's certified log.
+
+    A line for each, in order: block, batch, kind, who signed it, and what it says. With --json
+    a line of JSON for each.
+    """
+    import json
+
+    from meshd.node.cli.failures import printable
+
+    daemon = client(data_dir)
+    place: int | None = after
+    while place is not None:
+        page = daemon.log(job, place)
+        for line in page["lines"]:
+            if kind is not None and line["kind"] != kind:
+                continue
+            if as_json:
+                click.echo(json.dumps(line, ensure_ascii=False))
+            else:
+                name = f"{line['term']}.{line['seq']}"
+                text = f"{line['height']:>8}  {name:<8}  {line['kind']:<14}  {line['signer']}"
+                click.echo(printable(f"{text}  {line['text']}").rstrip())
+        place = page["next"]
 
 
 @job.command(epilog="Example:  meshd job cancel 0x3f2a")
@@ -125,21 +165,55 @@ def cancel(job: str, data_dir: str | None, as_json: bool) -> None:
         click.echo(f"job {answer['id']} is {answer['state']}")
 
 
+@job.command(epilog="Example:  meshd job retry 0x3f2a --deadline 2h")
+@job_id
+@click.option(
+    "--deadline",
+    metavar="DURATION",
+    default="",
+    help="Until when it has to be done, such as 2h [default: as long as the first time].",
+)
+@click.option("--watch", is_flag=True, help="Follow the job until it ends.")
+@daemon_command
+def retry(job: str, deadline: str, watch: bool, data_dir: str | None, as_json: bool) -> None:
+    """Submit a job that failed or was cancelled again.
+
+    The terms are the same but for the deadlines; it is a new job with an escrow of its own.
+    """
+    answer = client(data_dir).retry(job, deadline)
+    _print_submitted(answer, as_json)
+    if watch:
+        _follow(data_dir, answer["id"], as_json)
+
+
 @job.command(epilog="Example:  meshd job result 0x3f2a --out embeddings.rows")
 @job_id
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Where to write it [default: JOB.rows here].",
+    help="Where to write it [default: JOB.rows, or JOB.safetensors, here].",
 )
+@click.option("--part", type=click.IntRange(0), metavar="N", help="Only this shard or round.")
 @daemon_command
-def result(job: str, out: Path | None, data_dir: str | None, as_json: bool) -> None:
-    """Write a job's final output, rows in order, to a file."""
-    answer = client(data_dir).result(job, out or Path(f"{job}.rows"))
+def result(
+    job: str, out: Path | None, part: int | None, data_dir: str | None, as_json: bool
+) -> None:
+    """Write a job's final output to a file.
+
+    Of inference the rows in order; of training the weights, as safetensors. --part writes one
+    shard's rows, or the weights after one round (from 0), while the job still runs.
+    """
+    daemon = client(data_dir)
+    if out is None:
+        training = daemon.job(job)["kind"] == "train"
+        name = job if part is None else f"{job}.{part}"
+        out = Path(f"{name}.{'safetensors' if training else 'rows'}")
+    answer = daemon.result(job, out) if part is None else daemon.part(job, part, out)
     if as_json:
         print_json(answer)
     else:
-        click.echo(f"wrote {answer['rows']} rows, {answer['bytes']} bytes, to {answer['path']}")
+        rows = f"{answer['rows']} rows, " if answer["rows"] else ""
+        click.echo(f"wrote {rows}{answer['bytes']} bytes, to {answer['path']}")
 
 
 @job.command(epilog="Example:  meshd job receipts 0x3f2a --json | jq length")
@@ -163,6 +237,35 @@ def receipts(job: str, data_dir: str | None, as_json: bool) -> None:
         rows,
         "no receipts yet",
     )
+
+
+def _print_submitted(answer: Submitted, as_json: bool) -> None:
+    if as_json:
+        print_json(answer)
+        return
+    for warning in answer["warnings"]:
+        click.echo(f"meshd: note: {warning}", err=True)
+    click.echo(
+        f"job {answer['id']} is {answer['state']}: {answer['shards']} shards, "
+        f"at most {answer['cap']} MCC, until {_moment(answer['deadline'])}"
+    )
+
+
+def _print_why(answer: JobWhy, most: int) -> None:
+    print_pairs({"job": answer["id"], "state": answer["state"], "why": answer["note"]})
+    shards = [
+        (f"{s['round']}.{s['shard']}", s["attempt"], s["state"], s["worker"] or "-", s["reason"])
+        for s in answer["shards"]
+    ]
+    if shards:
+        click.echo()
+        print_table(("SHARD", "ATTEMPT", "STATE", "WORKER", "WHY"), shards[:most], "")
+        if len(shards) > most:
+            click.echo(f"and {len(shards) - most} more: --shards {len(shards)} shows them")
+    if answer["nodes"]:
+        click.echo()
+        nodes = [(n["address"], n["state"], n["reason"]) for n in answer["nodes"]]
+        print_table(("NODE", "STATE", "WHY"), nodes, "")
 
 
 def _follow(data_dir: str | None, name: str, as_json: bool) -> None:
@@ -195,6 +298,16 @@ def _counts(shards: ShardCounts) -> str:
     return ", ".join(parts)
 
 
+def _rounds(answer: JobDetail) -> str:
+    rounds = answer["rounds"]
+    if rounds is None:
+        return ""
+    losses = [f"{loss:.4f}" for loss in rounds["losses"] if loss is not None]
+    trend = f"; loss {losses[0]}" if losses else ""
+    trend += f" to {losses[-1]}" if len(losses) > 1 else ""
+    return f"{rounds['done']} of {rounds['total']} closed{trend}"
+
+
 def _moment(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
@@ -210,6 +323,7 @@ def _described(answer: JobDetail) -> dict[str, object]:
         "note": answer["note"],
         "kind": f"{answer['kind']}, {answer['rows']} rows",
         "shards": _counts(answer["shards"]),
+        "rounds": _rounds(answer),
         "researcher": answer["researcher"],
         "orchestrator": answer["orchestrator"],
         "committee": committee if answer["committee"] else "not drawn yet",

@@ -1,4 +1,4 @@
-"""`meshd status` and `meshd peers`: a daemon in one glance."""
+"""`meshd status`, `peers`, `pause` and `resume`: a daemon in one glance, and its switch."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def status(data_dir: str | None, as_json: bool) -> None:
             "listens": answer["listen"],
             "peers": answer["peers"],
             "jobs": f"{answer['jobs']} open, {answer['shards']} shards being computed here",
+            "paused": "takes no new shards: `meshd resume`" if answer["paused"] else "",
             "chain": f"{chain['chain_id']}, {height}, {chain['rpc']}",
             "warning": answer["warnings"],
         }
@@ -59,3 +60,32 @@ def peers(data_dir: str | None, as_json: bool) -> None:
         rows,
         "no peer is connected: are there bootstrap peers in the configuration?",
     )
+
+
+@click.command(epilog="Example:  meshd pause")
+@daemon_command
+def pause(data_dir: str | None, as_json: bool) -> None:
+    """Take no new shards until `meshd resume`.
+
+    The shards it has are finished and paid. It stays paused when the daemon is started again;
+    its other roles go on.
+    """
+    answer = client(data_dir).pause()
+    if as_json:
+        print_json(answer)
+    else:
+        left = answer["shards"]
+        rest = f"; it finishes {left} {'shard' if left == 1 else 'shards'}" if left else ""
+        click.echo(f"paused: the daemon takes no new shards{rest}")
+
+
+@click.command(epilog="Example:  meshd resume")
+@daemon_command
+def resume(data_dir: str | None, as_json: bool) -> None:
+    """Take shards again after `meshd pause`."""
+    answer = client(data_dir).resume()
+    if as_json:
+        print_json(answer)
+    else:
+        works = "takes shards again" if "worker" in answer["roles"] else "has no worker role"
+        click.echo(f"resumed: the daemon {works}")

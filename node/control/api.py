@@ -1,4 +1,4 @@
-"""What a daemon tells and does for its user: the answers, the errors and the Node port.
+"""What a daemon tells its user: the answers of the control API, and its errors.
 
 Answers are JSON as they stand: amounts of MCC are decimal strings (``"1.5"``), addresses are
 ``0x`` and 40 hex digits, digests, job ids and transactions ``0x`` and 64, times Unix seconds.
@@ -8,11 +8,7 @@ Imports nothing heavy: the command line loads this module on every call.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypedDict
-
-if TYPE_CHECKING:
-    from meshd.config.job import JobSpec
+from typing import Final, Literal, TypedDict
 
 MAX_BODY: Final = 1 << 20
 """Bytes of a request's body."""
@@ -72,6 +68,8 @@ class Status(TypedDict):
     """Jobs that have not ended and that this daemon has a part in."""
     shards: int
     """Shards computed at this moment."""
+    paused: bool
+    """Whether it takes no new shards, by its user's wish."""
     chain: ChainStatus
     warnings: list[str]
 
@@ -105,6 +103,38 @@ class Staked(TypedDict):
     tx: str
     height: int
     stake: str
+
+
+class JobEarnings(TypedDict):
+    """What one job owes and paid to this node's account."""
+
+    job: str
+    receipts: int | None
+    """Receipts in the job's log so far; None: this node does not follow it any more."""
+    earned: str | None
+    """What they come to."""
+    paid: str
+
+
+class PaymentInfo(TypedDict):
+    """A payment out of an escrow, as the chain has it."""
+
+    job: str
+    amount: str
+    height: int
+    tx: str
+
+
+class Earnings(TypedDict):
+    """What the account that is paid has earned, of the chain's events and the jobs' logs."""
+
+    account: str
+    paid: str
+    """Sum of the payments."""
+    pending: str
+    """Earned in jobs that this node follows, and not paid yet."""
+    jobs: list[JobEarnings]
+    payments: list[PaymentInfo]
 
 
 class ShardCounts(TypedDict):
@@ -178,6 +208,17 @@ class Anchor(TypedDict):
     tx: str
 
 
+class RoundsInfo(TypedDict):
+    """The rounds of a training job."""
+
+    done: int
+    total: int
+    losses: list[float | None]
+    """The mean training loss of each closed round, as the log has it."""
+    state: str
+    """Digest of the newest round's state."""
+
+
 class JobDetail(JobSummary):
     """Everything that is known of a job."""
 
@@ -197,6 +238,8 @@ class JobDetail(JobSummary):
     anchors: list[Anchor]
     output: str
     """Digest of the final output; empty while there is none."""
+    rounds: RoundsInfo | None
+    """None unless the job trains."""
 
 
 class JobEvent(TypedDict):
@@ -213,6 +256,46 @@ SendEvent = Callable[[JobEvent], Awaitable[None]]
 """Hands one event to whoever watches."""
 
 
+ReplayResult = Literal["equal", "different", "other-class"]
+"""Whether computing something again gave the same bits; other-class: this machine's are others."""
+
+
+class ReplayShard(TypedDict):
+    """A shard whose contribution is in a closed round, trained again."""
+
+    round: int
+    shard: int
+    worker: str
+    result: ReplayResult
+    audit: str
+    """What its audit came to: pending, accepted, rejected or void."""
+
+
+class ReplayEvent(TypedDict):
+    """A shard or a round that was computed again, or (event "end") the result of all of it."""
+
+    event: Literal["shard", "round", "end"]
+    result: ReplayResult
+    text: str
+    round: int
+    """The shard's or the round's; the last one that was computed again."""
+    rounds: int
+    """Closed rounds in the log."""
+    done: int
+    total: int
+    """Shards looked at so far, and in all."""
+    state: str
+    """Digest of the state that follows; empty for a shard."""
+    logged: str
+    """The one that the log names."""
+    shards: list[ReplayShard]
+    """The shard; of a round, and of all of it, those that are not equal."""
+
+
+SendReplay = Callable[[ReplayEvent], Awaitable[None]]
+"""Hands one event to whoever asked for the replay."""
+
+
 class Submitted(TypedDict):
     """A job whose escrow is open."""
 
@@ -224,13 +307,75 @@ class Submitted(TypedDict):
     warnings: list[str]
 
 
+class ShardWhy(TypedDict):
+    """Why one shard is not through; `state` is free, handed-out, computing or audit."""
+
+    round: int
+    shard: int
+    attempt: int
+    state: str
+    worker: str
+    reason: str
+
+
+class NodeWhy(TypedDict):
+    """What a node does for a job, or why it does nothing; `state` is one word for it."""
+
+    address: str
+    state: str
+    reason: str
+
+
+class JobWhy(TypedDict):
+    """Why a job is not further; `note` is what holds up the whole of it."""
+
+    id: str
+    state: JobState
+    note: str
+    height: int
+    shards: list[ShardWhy]
+    nodes: list[NodeWhy]
+
+
+class LogLine(TypedDict):
+    """An entry of a job's certified log."""
+
+    term: int
+    seq: int
+    height: int
+    kind: str
+    signer: str
+    text: str
+    digest: str
+
+
+class LogPage(TypedDict):
+    """Some of a job's log, in order; `next` is the batch after which it goes on, None: the end."""
+
+    lines: list[LogLine]
+    next: int | None
+
+
+class JobPart(TypedDict):
+    """A part of a result: an accepted shard's rows, or the weights after a round."""
+
+    number: int
+    """Of the shard, or of the round."""
+    start: int
+    stop: int
+    """Its rows [start, stop), or how many rounds were closed before and after it."""
+    digest: str
+    """Another one if the part was computed again."""
+
+
 class ResultFile(TypedDict):
-    """A job's final output, written to a file."""
+    """A job's final output, or a part of it, written to a file."""
 
     path: str
     bytes: int
     digest: str
     rows: int
+    """0 for weights."""
 
 
 class ReceiptInfo(TypedDict):
@@ -244,59 +389,3 @@ class ReceiptInfo(TypedDict):
     charged: str
     amount: str
     log_seq: int
-
-
-class Node(Protocol):
-    """What the control API needs of a daemon.
-
-    Each method raises ControlError with the cure; ConfigError, WorkloadError, IdentityError,
-    NetworkError and ChainError are translated by the server. Job ids come complete and well
-    formed (32 bytes); an unknown one is ControlError("not-found").
-    """
-
-    async def status(self) -> Status:
-        """Return the daemon in one glance; from memory, without asking anybody."""
-        ...
-
-    async def peers(self) -> list[PeerInfo]:
-        """Return the connected peers."""
-        ...
-
-    async def wallet(self) -> Wallet:
-        """Return what the node's account holds, asked of the chain now."""
-        ...
-
-    async def stake(self, amount: int) -> Staked:
-        """Register if need be, stake *amount* (smallest unit), return when it is on chain."""
-        ...
-
-    async def job_submit(self, spec: JobSpec) -> Submitted:
-        """Check and store program and data, open the escrow, announce the job."""
-        ...
-
-    async def job_list(self) -> list[JobSummary]:
-        """Return the jobs that this daemon knows, the newest first."""
-        ...
-
-    async def job_show(self, job_id: bytes) -> JobDetail:
-        """Return everything known of a job."""
-        ...
-
-    async def job_watch(self, job_id: bytes, send: SendEvent) -> None:
-        """Send the job as it is now, then every event; return when it has ended.
-
-        `send` waits until the client has read; it is cancelled when the client leaves.
-        """
-        ...
-
-    async def job_cancel(self, job_id: bytes) -> JobSummary:
-        """Take the job back before its start; after it, stop it: what passed is paid."""
-        ...
-
-    async def job_result(self, job_id: bytes, path: Path) -> ResultFile:
-        """Write the final output to *path* (absolute), replacing it only when complete."""
-        ...
-
-    async def job_receipts(self, job_id: bytes) -> list[ReceiptInfo]:
-        """Return the job's receipts so far, in the order of its log."""
-        ...

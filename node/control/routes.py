@@ -15,10 +15,14 @@ from pydantic_core import from_json
 from meshd.config.amounts import parse_mcc
 from meshd.config.errors import ConfigError
 from meshd.config.job import parse_job
-from meshd.node.control.api import ControlError, Node, SendEvent
+from meshd.config.quantities import parse_duration
+from meshd.node.control.api import ControlError
+from meshd.node.control.port import Node
 from meshd.node.workloads.program import refuse_foreign
 
 Call = Callable[[Node, dict[str, str], dict[str, Any]], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+"""Hands one event, a dict, to whoever listens."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Route:
 class Stream:
     """An answer that is sent event by event, until `run` returns."""
 
-    run: Callable[[SendEvent], Awaitable[None]]
+    run: Callable[[Send], Awaitable[None]]
 
 
 def find_route(method: str, path: str) -> tuple[Route, dict[str, str]]:
@@ -94,6 +98,21 @@ async def _stake(node: Node, _names: dict[str, str], body: dict[str, Any]) -> An
     return await node.stake(amount)
 
 
+async def _pause(node: Node, _names: dict[str, str], body: dict[str, Any]) -> Any:
+    _texts(body)
+    return await node.pause()
+
+
+async def _resume(node: Node, _names: dict[str, str], body: dict[str, Any]) -> Any:
+    _texts(body)
+    return await node.resume()
+
+
+async def _earnings(node: Node, _names: dict[str, str], body: dict[str, Any]) -> Any:
+    _texts(body)
+    return await node.earnings()
+
+
 async def _job_list(node: Node, _names: dict[str, str], body: dict[str, Any]) -> Any:
     _texts(body)
     return await node.job_list()
@@ -116,9 +135,31 @@ async def _job_show(node: Node, names: dict[str, str], body: dict[str, Any]) -> 
     return await node.job_show(await _job_id(node, names["id"]))
 
 
+async def _job_why(node: Node, names: dict[str, str], body: dict[str, Any]) -> Any:
+    _texts(body)
+    return await node.job_why(await _job_id(node, names["id"]))
+
+
+async def _job_log(node: Node, names: dict[str, str], body: dict[str, Any]) -> Any:
+    _texts(body)
+    return await node.job_log(await _job_id(node, names["id"]), _number(names["after"]))
+
+
+async def _job_retry(node: Node, names: dict[str, str], body: dict[str, Any]) -> Any:
+    (text,) = _texts(body, "deadline")
+    seconds = parse_duration(text) if text else None
+    return await node.job_retry(await _job_id(node, names["id"]), seconds)
+
+
 async def _job_events(node: Node, names: dict[str, str], body: dict[str, Any]) -> Any:
     _texts(body)
     return Stream(partial(node.job_watch, await _job_id(node, names["id"])))
+
+
+async def _job_replay(node: Node, names: dict[str, str], body: dict[str, Any]) -> Any:
+    _texts(body)
+    only = _number(names["round"]) if "round" in names else None
+    return Stream(partial(node.job_replay, await _job_id(node, names["id"]), only))
 
 
 async def _job_cancel(node: Node, names: dict[str, str], body: dict[str, Any]) -> Any:
@@ -131,6 +172,17 @@ async def _job_result(node: Node, names: dict[str, str], body: dict[str, Any]) -
     return await node.job_result(await _job_id(node, names["id"]), _absolute(path))
 
 
+async def _job_parts(node: Node, names: dict[str, str], body: dict[str, Any]) -> Any:
+    _texts(body)
+    return await node.job_parts(await _job_id(node, names["id"]))
+
+
+async def _job_part(node: Node, names: dict[str, str], body: dict[str, Any]) -> Any:
+    (path,) = _texts(body, "path")
+    job_id = await _job_id(node, names["id"])
+    return await node.job_part(job_id, _number(names["number"]), _absolute(path))
+
+
 async def _job_receipts(node: Node, names: dict[str, str], body: dict[str, Any]) -> Any:
     _texts(body)
     return await node.job_receipts(await _job_id(node, names["id"]))
@@ -141,12 +193,22 @@ ROUTES: Final = (
     Route("GET", "/v1/peers", _peers),
     Route("GET", "/v1/wallet", _wallet),
     Route("POST", "/v1/stake", _stake, 300.0),
+    Route("POST", "/v1/pause", _pause),
+    Route("POST", "/v1/resume", _resume),
+    Route("GET", "/v1/earnings", _earnings, 300.0),
     Route("GET", "/v1/jobs", _job_list),
     Route("POST", "/v1/jobs", _job_submit, 600.0),
     Route("GET", "/v1/jobs/{id}", _job_show),
     Route("GET", "/v1/jobs/{id}/events", _job_events),
+    Route("GET", "/v1/jobs/{id}/why", _job_why),
+    Route("GET", "/v1/jobs/{id}/log/{after}", _job_log, 120.0),
+    Route("GET", "/v1/jobs/{id}/replay", _job_replay),
+    Route("GET", "/v1/jobs/{id}/replay/{round}", _job_replay),
+    Route("POST", "/v1/jobs/{id}/retry", _job_retry, 300.0),
     Route("POST", "/v1/jobs/{id}/cancel", _job_cancel, 300.0),
     Route("POST", "/v1/jobs/{id}/result", _job_result, 600.0),
+    Route("GET", "/v1/jobs/{id}/parts", _job_parts),
+    Route("POST", "/v1/jobs/{id}/parts/{number}", _job_part, 300.0),
     Route("GET", "/v1/jobs/{id}/receipts", _job_receipts),
 )
 """Every request that is understood."""
@@ -170,6 +232,12 @@ async def _job_id(node: Node, text: str) -> bytes:
             "usage", f"{len(found)} jobs begin with {text}", "write more digits of the id"
         )
     raise ControlError("not-found", f"no job begins with {text}", "see: meshd job ls")
+
+
+def _number(text: str) -> int:
+    if not text.isdigit() or len(text) > 9:
+        raise ControlError("usage", f"{text!r} is not a number from 0", "write digits")
+    return int(text)
 
 
 def _texts(body: dict[str, Any], *keys: str) -> tuple[str, ...]:

@@ -14,9 +14,11 @@ import trio
 
 from meshd.config.errors import ConfigError
 from meshd.ledger.chain import ChainError, ChainUnavailable
-from meshd.node.control.api import MAX_BODY, Code, ControlError, JobEvent, Node
+from meshd.node.control.api import MAX_BODY, Code, ControlError
+from meshd.node.control.port import Node
 from meshd.node.control.routes import Stream, find_route, parse_body
 from meshd.node.control.socket import listening_socket, may_connect, peer_uid
+from meshd.node.store import StoreError
 from meshd.node.workloads.errors import WorkloadError
 from meshd.p2p.identity import IdentityError
 from meshd.p2p.network import NetworkError
@@ -75,7 +77,7 @@ def error_from(error: Exception) -> ControlError | None:
             return ControlError("config", str(error))
         case ChainUnavailable() | NetworkError():
             return ControlError("unavailable", str(error))
-        case ChainError():
+        case ChainError() | StoreError():
             return ControlError("failed", str(error))
         case trio.TooSlowError():
             return ControlError("unavailable", "the daemon took too long to answer", "try again")
@@ -234,7 +236,7 @@ class _Client:
 async def _pull(answer: Stream, lines: trio.MemorySendChannel[bytes | ControlError]) -> None:
     """Turn events into lines; an error is the last of them."""
 
-    async def send(event: JobEvent) -> None:
+    async def send(event: Any) -> None:
         await lines.send(json.dumps(event, ensure_ascii=False).encode() + b"\n")
 
     async with lines:

@@ -1,6 +1,7 @@
 """A daemon that is not one: its control API is real, what stands behind it is made up."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import trio
@@ -11,14 +12,21 @@ from meshd.node.client import Client, connect
 from meshd.node.control.api import (
     ENDED,
     ControlError,
+    Earnings,
     JobDetail,
     JobEvent,
+    JobPart,
     JobState,
     JobSummary,
+    JobWhy,
+    LogPage,
     PeerInfo,
     ReceiptInfo,
+    ReplayEvent,
+    ReplayResult,
     ResultFile,
     SendEvent,
+    SendReplay,
     ShardCounts,
     Staked,
     Status,
@@ -41,6 +49,8 @@ class FakeNode:
         self.state: JobState = "running"
         self.send_events, self.events = trio.open_memory_channel[JobEvent | Exception](100)
         self.watchers = 0
+        self.replayed: list[ReplayEvent | Exception] = []
+        self.paused = False
 
     def note(self, *call: object) -> None:
         self.calls.append(call)
@@ -61,6 +71,7 @@ class FakeNode:
             "peers": 3,
             "jobs": 1,
             "shards": 2,
+            "paused": self.paused,
             "chain": {"rpc": "http://127.0.0.1:8545", "chain_id": 7, "height": 12},
             "warnings": [],
         }
@@ -93,6 +104,40 @@ class FakeNode:
     async def stake(self, amount: int) -> Staked:
         self.note("stake", amount)
         return {"tx": "0x" + "11" * 32, "height": 9, "stake": format_mcc(amount)}
+
+    async def pause(self) -> Status:
+        self.note("pause")
+        self.paused = True
+        return await self.status()
+
+    async def resume(self) -> Status:
+        self.note("resume")
+        self.paused = False
+        return await self.status()
+
+    async def earnings(self) -> Earnings:
+        self.note("earnings")
+        return {
+            "account": ALICE,
+            "paid": "1.5",
+            "pending": "0.25",
+            "jobs": [
+                {"job": JOB, "receipts": 7, "earned": "1.75", "paid": "1.5"},
+                {"job": OTHER, "receipts": None, "earned": None, "paid": "0"},
+            ],
+            "payments": [{"job": JOB, "amount": "1.5", "height": 9, "tx": "0x" + "55" * 32}],
+        }
+
+    async def job_retry(self, job_id: bytes, deadline_s: int | None) -> Submitted:
+        self.note("job_retry", job_id, deadline_s)
+        return {
+            "id": OTHER,
+            "state": "announced",
+            "shards": 16,
+            "cap": "50",
+            "deadline": 1_900_000_000,
+            "warnings": [],
+        }
 
     async def job_submit(self, spec: JobSpec) -> Submitted:
         self.note("job_submit", spec)
@@ -155,7 +200,57 @@ class FakeNode:
             "escrow": {"deposited": "50", "burnt": "0.5", "paid": "0", "refunded": "0"},
             "anchors": [],
             "output": "",
+            "rounds": None,
         }
+
+    async def job_why(self, job_id: bytes) -> JobWhy:
+        self.note("job_why", job_id)
+        return {
+            "id": "0x" + job_id.hex(),
+            "state": "running",
+            "note": "",
+            "height": 12,
+            "shards": [
+                {
+                    "round": 0,
+                    "shard": at,
+                    "attempt": 1,
+                    "state": "free",
+                    "worker": "",
+                    "reason": "no worker has it; attempt 0 ended: lapsed",
+                }
+                for at in range(30)
+            ],
+            "nodes": [
+                {"address": ALICE, "state": "price", "reason": "it asks 2, the job pays 1\x1b[2J"}
+            ],
+        }
+
+    async def job_log(self, job_id: bytes, after: int) -> LogPage:
+        self.note("job_log", job_id, after)
+        kind = "assignment" if after else "job-terms"
+        return {
+            "lines": [
+                {
+                    "term": 0,
+                    "seq": after + 1,
+                    "height": 7,
+                    "kind": kind,
+                    "signer": ALICE,
+                    "text": "shard 3" if after else "",
+                    "digest": "0x" + "66" * 32,
+                }
+            ],
+            "next": None if after else 1,
+        }
+
+    async def job_parts(self, job_id: bytes) -> list[JobPart]:
+        self.note("job_parts", job_id)
+        return [{"number": 3, "start": 384, "stop": 512, "digest": "0x" + "77" * 32}]
+
+    async def job_part(self, job_id: bytes, number: int, path: Path) -> ResultFile:
+        self.note("job_part", job_id, number, path)
+        return {"path": str(path), "bytes": 9, "digest": "0x" + "44" * 32, "rows": 1}
 
     async def job_watch(self, job_id: bytes, send: SendEvent) -> None:
         self.note("job_watch", job_id)
@@ -176,6 +271,43 @@ class FakeNode:
         self.send_events.send_nowait(
             {"time": 0.0, "event": "news", "text": text, "state": state, "shards": self.shards()}
         )
+
+    async def job_replay(self, job_id: bytes, only: int | None, send: SendReplay) -> None:
+        self.note("job_replay", job_id, only)
+        self.watchers += 1
+        try:
+            for event in self.replayed:
+                if isinstance(event, Exception):
+                    raise event
+                await send(event)
+            if not self.replayed:
+                await trio.sleep_forever()
+        finally:
+            self.watchers -= 1
+
+    def replays(self, *results: ReplayResult) -> None:
+        """Let a replay find these *results*, of one shard each, and the last one in the end."""
+        for at, result in enumerate(results):
+            self.replayed += [self._replay_event("shard", result, at)]
+        self.replayed += [self._replay_event(event, results[-1], 0) for event in ("round", "end")]
+
+    def _replay_event(
+        self, event: Literal["shard", "round", "end"], result: ReplayResult, at: int
+    ) -> ReplayEvent:
+        return {
+            "event": event,
+            "result": result,
+            "text": f"{event} {at}: {result}\x1b[2J",
+            "round": 0,
+            "rounds": 1,
+            "done": at + 1,
+            "total": 2,
+            "state": "0x" + "88" * 32,
+            "logged": "0x" + "88" * 32,
+            "shards": [
+                {"round": 0, "shard": at, "worker": ALICE, "result": result, "audit": "accepted"}
+            ],
+        }
 
     async def job_cancel(self, job_id: bytes) -> JobSummary:
         self.note("job_cancel", job_id)

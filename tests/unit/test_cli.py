@@ -20,13 +20,18 @@ from meshd.config.reading import keys_of
 from meshd.config.schema import Config, variable_of
 from meshd.node.cli import cli, main
 from meshd.node.cli.failures import printable
+from meshd.node.compute.toy import affine_program
+from meshd.node.control.api import ControlError
 from meshd.node.demo.options import DemoOptions
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 JOB = "0x" + "3f" + "ab" * 31
 ALICE = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"
 HEAVY = ("torch", "libp2p", "web3", "trio", "pydantic", "numpy", "rich", "eth", "coincurve")
-QUICK = (("status",), ("peers",), ("wallet",), ("job", "ls"), ("job", "show", JOB))
+QUICK = (
+    *(("status",), ("peers",), ("wallet",), ("pause",), ("resume",), ("earnings",)),
+    *(("job", "ls"), ("job", "show", JOB), ("job", "why", JOB), ("job", "logs", JOB)),
+)
 
 
 class Ended:
@@ -149,6 +154,63 @@ async def test_a_job_is_followed_from_its_file_to_its_receipts(
     assert (await process("job", "cancel", JOB, *at)).out == f"job {JOB} is cancelled\n"
 
 
+async def test_a_daemon_is_paused_and_resumed(daemon_dir: Path, fake_node) -> None:
+    at = ("--data-dir", daemon_dir)
+    ended = await process("pause", *at)
+    assert ended.out == "paused: the daemon takes no new shards; it finishes 2 shards\n"
+    assert "paused   takes no new shards: `meshd resume`" in (await process("status", *at)).out
+    assert (await process("resume", *at)).out == "resumed: the daemon takes shards again\n"
+    assert "paused" not in (await process("status", *at)).out
+    assert json.loads((await process("pause", "--json", *at)).out)["paused"] is True
+
+
+async def test_earnings_are_shown_by_job_and_by_payment(daemon_dir: Path, fake_node) -> None:
+    at = ("--data-dir", daemon_dir)
+    shown = (await process("earnings", *at)).out
+    assert "1.5 MCC" in shown
+    assert "0.25 MCC" in shown
+    assert re.search(r"^0x3fcdcdcdcdcdcdcd +- +- +0$", shown, re.M)
+    assert "0x" + "55" * 32 in (await process("earnings", "--payments", *at)).out
+    answer = json.loads((await process("earnings", "--json", *at)).out)
+    assert answer == await fake_node.earnings()
+
+
+async def test_why_a_job_waits_is_told_by_shard_and_by_node(daemon_dir: Path, fake_node) -> None:
+    at = ("--data-dir", daemon_dir)
+    told = (await process("job", "why", JOB, *at)).out
+    assert told.count("no worker has it; attempt 0 ended: lapsed") == 20
+    assert "and 10 more: --shards 30 shows them" in told
+    assert r"it asks 2, the job pays 1\x1b[2J" in told
+    assert "more:" not in (await process("job", "why", JOB, "--shards", 30, *at)).out
+    answer = json.loads((await process("job", "why", JOB, "--json", *at)).out)
+    assert len(answer["shards"]) == 30
+
+
+async def test_a_jobs_log_is_printed_page_by_page(daemon_dir: Path, fake_node) -> None:
+    at = ("--data-dir", daemon_dir)
+    ended = await process("job", "logs", JOB, *at)
+    assert [line.split()[2] for line in ended.out.splitlines()] == ["job-terms", "assignment"]
+    ended = await process("job", "logs", JOB, "--kind", "assignment", "--json", *at)
+    assert [json.loads(line)["text"] for line in ended.out.splitlines()] == ["shard 3"]
+    ended = await process("job", "logs", JOB, "--after", 1, *at)
+    assert len(ended.out.splitlines()) == 1
+
+
+async def test_a_job_is_tried_again_until_another_deadline(daemon_dir: Path, fake_node) -> None:
+    at = ("--data-dir", daemon_dir)
+    ended = await process("job", "retry", JOB, "--deadline", "2h", *at)
+    assert "is announced: 16 shards, at most 50 MCC" in ended.out
+    assert fake_node.calls == [("job_retry", bytes.fromhex(JOB[2:]), 7200)]
+    ended = await process("job", "retry", JOB, "--deadline", "tomorrow", *at)
+    assert (ended.code, "is not a duration" in ended.err) == (2, True)
+
+
+async def test_one_part_of_a_result_is_written(daemon_dir: Path, fake_node, tmp_path) -> None:
+    out = tmp_path / "part.rows"
+    await process("job", "result", JOB, "--part", 3, "--out", out, "--data-dir", daemon_dir)
+    assert fake_node.calls == [("job_part", bytes.fromhex(JOB[2:]), 3, out)]
+
+
 async def test_watching_with_json_prints_a_line_an_event(daemon_dir: Path, fake_node) -> None:
     fake_node.happens("running")
     fake_node.happens("failed")
@@ -156,6 +218,33 @@ async def test_watching_with_json_prints_a_line_an_event(daemon_dir: Path, fake_
     assert [json.loads(line)["state"] for line in ended.out.splitlines()] == ["running", "failed"]
     assert ended.code == 1
     assert ended.err == "meshd: the job failed: `meshd job show` says why\n"
+
+
+async def test_a_replay_prints_rounds_and_its_result_which_is_its_exit_code(
+    daemon_dir: Path, fake_node
+) -> None:
+    at = ("--data-dir", daemon_dir)
+    fake_node.replays("equal", "equal")
+    ended = await process("replay", JOB, *at)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.splitlines() == [r"round 0: equal\x1b[2J", r"end 0: equal\x1b[2J"]
+    ended = await process("replay", JOB, "--round", 3, "--json", *at)
+    events = [json.loads(line) for line in ended.out.splitlines()]
+    assert [event["event"] for event in events] == ["shard", "shard", "round", "end"]
+    assert fake_node.calls[-1] == ("job_replay", bytes.fromhex(JOB[2:]), 3)
+    for result in ("different", "other-class"):
+        fake_node.replayed.clear()
+        fake_node.replays("equal", result)
+        assert (await process("replay", JOB, *at)).code == 1
+
+
+async def test_a_replay_that_cannot_be_says_why_in_one_line(daemon_dir: Path, fake_node) -> None:
+    fake_node.fault = ControlError("usage", "job 0x3f is inference", "see `meshd job show`")
+    ended = await process("replay", JOB, "--data-dir", daemon_dir)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == "meshd: job 0x3f is inference: see `meshd job show`\n"
+    ended = await process("replay", JOB, "--round", -1, "--data-dir", daemon_dir)
+    assert (ended.code, "--round" in ended.err) == (2, True)
 
 
 async def test_a_wrong_job_is_told_in_one_line_with_exit_code_2(daemon_dir, tmp_path) -> None:
@@ -283,7 +372,9 @@ def test_demo_passes_its_options_on(meshd, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setitem(sys.modules, "meshd.node.demo", Demo)
     assert meshd("demo", "--json", "x.json", "--seed", "7", "--keep").code == 1
-    assert taken == [DemoOptions(("infer",), 4, 3, True, 7, Path("x.json"), Path("demo-out"))]
+    assert taken == [
+        DemoOptions(("infer", "train"), 4, 3, True, 7, Path("x.json"), Path("demo-out"))
+    ]
     assert "use one of infer" in meshd("demo", "--jobs", "mine").err
 
 
@@ -302,6 +393,12 @@ def test_a_dataset_is_made_and_inspected_without_a_daemon(meshd, tmp_path: Path)
     ]
     assert json.loads(meshd("data", "inspect", "rows.data", "--json").out) == described
     assert "5 in 3 chunks" in meshd("data", "inspect", "rows.data").out
+    head = meshd("data", "head", "rows.data", "--from", 1, "--rows", 2, "--json").out
+    assert json.loads(head) == rows[1:3]
+    shown = meshd("data", "head", "rows.data").out.splitlines()
+    assert shown[0].split() == ["ROW", "tokens", "weight"]
+    assert shown[-1].split() == ["4", "[4,", "5]", "2.0"]
+    assert meshd("data", "head", "rows.data", "--from", 9).out == "rows.data has 5 rows\n"
 
 
 @pytest.mark.parametrize(
@@ -391,6 +488,60 @@ def test_a_module_is_exported_and_inspected(meshd, tmp_path: Path) -> None:
     assert described["inputs"] == [{"name": "x", "dtype": "f32", "shape": [4]}]
     assert described["parameters"] == 10
     assert described["units"] > 0
+    (tmp_path / "rows.jsonl").write_text('{"x": [1.5, 2, 3, 4]}\n' * 3)
+    assert meshd("data", "add", "rows.jsonl", "--out", "rows.data").code == 0
+    ended = meshd("program", "verify", "tiny.program", "--data", "rows.data", "--json")
+    assert ended.code == 0, ended.out
+    answer = json.loads(ended.out)
+    assert [check["check"] for check in answer["checks"]] == [
+        *("form", "shapes", "cost", "run", "rows"),
+    ]
+    shown = meshd("program", "verify", "tiny.program", "--rows", 8).out
+    assert "ok    run: equal bits in two processes, on 2 and 3 rows" in shown
+
+
+def test_a_module_with_a_loss_is_exported_for_training(tmp_path: Path) -> None:
+    (tmp_path / "loss.py").write_text(
+        "from torch import nn, randn\n"
+        "class Loss(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.linear = nn.Linear(4, 2)\n"
+        "    def forward(self, x):\n"
+        "        return self.linear(x).square().mean()\n"
+    )
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "meshd.node.cli", "program", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+
+    made = run("export", "loss.py:Loss", "--input", "x=f32[4]", "--training", "--out", "my.program")
+    assert made.returncode == 0, made.stderr
+    described = json.loads(run("inspect", "my.program", "--json").stdout)
+    assert described["trains"]
+    verified = run("verify", "my.program")
+    assert b"ok    run: it computes a loss and trains 2 weights" in verified.stdout
+    assert verified.returncode == 0
+
+
+def test_a_program_that_cannot_run_on_its_data_fails_its_verification(meshd, tmp_path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"y": 1}\n{"y": 2}\n{"y": 3}\n')
+    assert meshd("data", "add", "rows.jsonl", "--out", "rows.data").code == 0
+    (tmp_path / "affine.program").write_bytes(affine_program(steps=2))
+    ended = meshd("program", "verify", "affine.program", "--data", "rows.data")
+    assert (ended.code, "fail  run: " in ended.out) == (1, True), ended.out
+    (tmp_path / "cut.program").write_bytes(affine_program(steps=2)[:-1])
+    ended = meshd("program", "verify", "cut.program")
+    assert (ended.code, "fail  program: " in ended.out) == (1, True)
+    assert meshd("program", "verify", "none.program").code == 1
+    assert meshd("program", "verify", "model.pt2").code == 2
+
+
+def test_a_completion_script_is_printed_for_each_shell(meshd) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        assert "_MESHD_COMPLETE" in meshd("completion", shell).out
+    assert "bashrc" in json.loads(meshd("completion", "bash", "--json").out)["file"]
+    assert meshd("completion", "cmd").code == 2
 
 
 def test_an_interrupt_is_quiet_and_exits_with_130(meshd, monkeypatch) -> None:

@@ -79,6 +79,57 @@ async def test_a_stake_arrives_in_the_smallest_unit(client, fake_node) -> None:
     assert fake_node.calls == [("stake", 15 * 10**17)]
 
 
+async def test_orders_and_questions_about_the_daemon_and_its_jobs_reach_the_node(
+    client, fake_node
+) -> None:
+    name = bytes.fromhex(JOB[2:])
+    assert (await call(client.pause))["paused"]
+    assert not (await call(client.resume))["paused"]
+    assert (await call(client.earnings))["pending"] == "0.25"
+    assert (await call(client.why, JOB))["shards"][0]["state"] == "free"
+    assert (await call(client.log, JOB, 1))["lines"][0]["kind"] == "assignment"
+    assert (await call(client.retry, JOB))["shards"] == 16
+    await call(client.retry, JOB, "1h30m")
+    asked = [asked for asked in fake_node.calls if asked[0] != "status"]
+    assert asked == [
+        ("pause",),
+        ("resume",),
+        ("earnings",),
+        ("job_why", name),
+        ("job_log", name, 1),
+        ("job_retry", name, None),
+        ("job_retry", name, 5400),
+    ]
+
+
+async def test_a_part_of_a_result_is_written_where_the_client_says(
+    client, fake_node, tmp_path
+) -> None:
+    (part,) = await call(client.parts, JOB)
+    await call(client.part, JOB, part["number"], tmp_path / "part")
+    assert fake_node.calls[-1] == ("job_part", bytes.fromhex(JOB[2:]), 3, tmp_path / "part")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", f"/v1/jobs/{JOB}/log/x1", b""),
+        ("GET", f"/v1/jobs/{JOB}/log/9999999999", b""),
+        ("GET", f"/v1/jobs/{JOB}/replay/x", b""),
+        ("POST", f"/v1/jobs/{JOB}/parts/one", b'{"path": "/tmp/x"}'),
+        ("POST", f"/v1/jobs/{JOB}/parts/1", b'{"path": "x"}'),
+        ("POST", f"/v1/jobs/{JOB}/retry", b'{"deadline": "soon"}'),
+        ("POST", f"/v1/jobs/{JOB}/retry", b"{}"),
+        ("POST", "/v1/pause", b'{"for": "1h"}'),
+    ],
+)
+async def test_what_is_no_number_path_or_duration_never_reaches_the_node(
+    daemon_dir, fake_node, method, path, body
+) -> None:
+    assert b" 400 " in await exchange(daemon_dir, request(method, path, body))
+    assert fake_node.calls == []
+
+
 @pytest.mark.parametrize("amount", ["0", "-1", "1e3", ""])
 async def test_a_stake_that_is_no_amount_never_reaches_the_node(client, fake_node, amount) -> None:
     fault = await fault_of(client.stake, amount)
@@ -213,6 +264,37 @@ async def test_a_watch_ends_when_its_client_leaves(daemon_dir, fake_node) -> Non
         fake_node.happens("running")
         assert b"running" in await stream.receive_some(65536)
         assert fake_node.watchers == 1
+        await stream.aclose()
+        while fake_node.watchers:
+            await trio.sleep(0.01)
+
+
+async def test_the_events_of_a_replay_arrive_until_its_end(client, fake_node) -> None:
+    fake_node.replays("equal", "different")
+    events = await call(list, client.replay(JOB))
+    assert events == fake_node.replayed
+    assert await call(list, client.replay(JOB, 3)) == events
+    name = bytes.fromhex(JOB[2:])
+    assert fake_node.calls == [("job_replay", name, None), ("job_replay", name, 3)]
+
+
+async def test_a_replay_that_breaks_off_is_an_error(client, fake_node) -> None:
+    fake_node.replays("equal")
+    fake_node.replayed[-1:] = [ControlError("unavailable", "nobody serves it", "start a peer")]
+    fault = await fault_of(list, client.replay(JOB))
+    assert (fault.code, fault.message) == ("unavailable", "nobody serves it")
+    fake_node.replayed.pop()
+    assert "before the replay had ended" in (await fault_of(list, client.replay(JOB))).message
+    fake_node.fault = ControlError("usage", "only training is replayed")
+    assert (await fault_of(list, client.replay(JOB))).exit_code == 2
+
+
+async def test_a_client_that_leaves_ends_its_replay(daemon_dir, fake_node) -> None:
+    with trio.fail_after(20):
+        stream = await trio.open_unix_socket(daemon_dir / "meshd.sock")
+        await stream.send_all(request("GET", f"/v1/jobs/{JOB}/replay"))
+        while not fake_node.watchers:
+            await trio.sleep(0.01)
         await stream.aclose()
         while fake_node.watchers:
             await trio.sleep(0.01)
