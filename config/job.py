@@ -14,11 +14,16 @@ from meshd.config.errors import ConfigError, JobSpecError
 from meshd.config.fields import Account, Amount, Duration, Share, Size, Words
 from meshd.config.quantities import parse_duration
 from meshd.config.reading import build, check_keys, flatten, parse_toml, show
+from meshd.config.training import MAX_STEPS, TrainTerms
 
 _U32: Final = 2**32 - 1
 _NO_ONE: Final = bytes(20)
 _MIN_SETTLE: Final = 3600
 _WINDOWS_TO_SETTLE: Final = 4
+_MAX_UNSETTLED: Final = {"infer": 32, "train": 96}
+_MAX_SHARD_ROWS: Final = 1 << 24
+_OF_INFERENCE: Final = ("rows", "probation_rows", "probation_shards")
+_OF_TRAINING: Final = ("span_shards", "audit_shards", "probation_span_shards")
 
 
 class _Table(BaseModel):
@@ -39,6 +44,15 @@ class AuditTerms(_Table):
     )
     probation_shards: int = Field(
         default=10, ge=0, le=_U32, description="how many first shards of a worker those are"
+    )
+    span_shards: int = Field(
+        default=32, ge=1, le=1024, description="training: shards of a worker audited together"
+    )
+    audit_shards: int = Field(
+        default=1, ge=1, le=1024, description="training: how many of a span are computed again"
+    )
+    probation_span_shards: int = Field(
+        default=8, ge=1, le=1024, description="training: the same in a worker's first span"
     )
     second_share: Share = Field(
         default=100_000, description='the share of accepted shards audited twice, such as "0.1"'
@@ -67,8 +81,11 @@ class PayTerms(_Table):
     aggregator_share: Share = Field(
         default=30_000, description='the aggregator\'s share, which covers its gas, as "0.03"'
     )
-    max_unsettled: int = Field(
-        default=32, ge=1, le=_U32, description="unpaid shards at which a worker stops"
+    max_unsettled: int | None = Field(
+        default=None,
+        ge=1,
+        le=_U32,
+        description="unpaid shards at which a worker stops; without it 32, in training 96",
     )
     epoch_limit: Amount | None = Field(
         default=None, description='the most MCC one settlement may add, as "5"; else the cap'
@@ -106,11 +123,14 @@ class JobSpec(_Table):
 
     program: Path = Field(description="the file that `meshd program export` wrote")
     data: Path = Field(description="the dataset that `meshd data add` wrote")
-    workload: Literal["infer"] = Field(
-        default="infer", description='what is done with them; "infer" is the only kind today'
+    workload: Literal["infer", "train"] = Field(
+        default="infer", description='what is done with them: "infer" or "train"'
     )
     rows_per_shard: int = Field(
-        default=128, ge=1, le=1 << 20, description="rows in one worker's unit of work, such as 128"
+        default=128,
+        ge=1,
+        le=1 << 20,
+        description="rows in one worker's unit of work, such as 128; training: train.steps x batch",
     )
     price: Amount = Field(
         gt=0, description='MCC paid per 10^9 compute units, in quotes, for example "0.002"'
@@ -134,9 +154,35 @@ class JobSpec(_Table):
     pay: PayTerms = PayTerms()
     time: TimeTerms = TimeTerms()
     need: NeedTerms = NeedTerms()
+    train: TrainTerms = TrainTerms()
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
+        if self.workload == "train":
+            self._check_training()
+        else:
+            self._check_inference()
+        if self.audit.retention >= self.max_unsettled:
+            raise ValueError(
+                f"audit.retention = {self.audit.retention} keeps every worker waiting for ever: "
+                f"it must be below pay.max_unsettled = {self.max_unsettled}"
+            )
+        if self.settle_deadline - self.deadline < _WINDOWS_TO_SETTLE * self.time.window:
+            raise ValueError(
+                f"time.settle_after = {self.time.settle_after} s is too short for "
+                f"{_WINDOWS_TO_SETTLE} windows of {self.time.window} s: leave it out or raise it"
+            )
+        return self
+
+    def _check_inference(self) -> None:
+        given = [f"audit.{key}" for key in _OF_TRAINING if key in self.audit.model_fields_set]
+        if self.train.model_fields_set:
+            given = ["[train]", *given]
+        if given:
+            raise ValueError(
+                f"{given[0]} is for training, and this job infers: leave it out, or write "
+                'workload = "train"'
+            )
         for key, rows in (
             ("audit.rows", self.audit.rows),
             ("audit.probation_rows", self.audit.probation_rows),
@@ -146,17 +192,60 @@ class JobSpec(_Table):
                     f"{key} = {rows} is more than a shard has: at most rows_per_shard = "
                     f"{self.rows_per_shard}"
                 )
-        if self.audit.retention >= self.pay.max_unsettled:
+
+    def _check_training(self) -> None:
+        if missing := self.train.missing():
+            known = TrainTerms.model_fields
+            cure = "; ".join(f"train.{key} is {known[key].description}" for key in missing)
+            raise ValueError(f"[train] needs {', '.join(missing)}: {cure}")
+        for key in _OF_INFERENCE:
+            if key in self.audit.model_fields_set:
+                raise ValueError(
+                    f"audit.{key} is for inference: training audits whole shards, see "
+                    "audit.span_shards and audit.audit_shards"
+                )
+        self._check_shard()
+        span = self.audit.span_shards
+        for key in ("audit_shards", "probation_span_shards"):
+            if key in self.audit.model_fields_set and getattr(self.audit, key) > span:
+                raise ValueError(
+                    f"audit.{key} = {getattr(self.audit, key)} is more than a span has: at most "
+                    f"audit.span_shards = {span}"
+                )
+        if span >= self.max_unsettled:
             raise ValueError(
-                f"audit.retention = {self.audit.retention} keeps every worker waiting for ever: "
-                f"it must be below pay.max_unsettled = {self.pay.max_unsettled}"
+                f"audit.span_shards = {span} keeps every worker waiting for ever: it must be "
+                f"below pay.max_unsettled = {self.max_unsettled}"
             )
-        if self.settle_deadline - self.deadline < _WINDOWS_TO_SETTLE * self.time.window:
+
+    def _check_shard(self) -> None:
+        rows, total = self.train_rows, self.train.settings["total_steps"]
+        if "rows_per_shard" in self.model_fields_set and self.rows_per_shard != rows:
             raise ValueError(
-                f"time.settle_after = {self.time.settle_after} s is too short for "
-                f"{_WINDOWS_TO_SETTLE} windows of {self.time.window} s: leave it out or raise it"
+                f"rows_per_shard = {self.rows_per_shard} contradicts train.steps x train.batch = "
+                f"{rows}: leave it out"
             )
-        return self
+        if rows > _MAX_SHARD_ROWS:
+            raise ValueError(
+                f"train.steps = {self.train.steps} x train.batch = {self.train.batch} are {rows} "
+                f"rows in a shard: {_MAX_SHARD_ROWS} is the most"
+            )
+        if isinstance(total, int) and total > MAX_STEPS:
+            raise ValueError(
+                f"train.rounds = {self.train.rounds} x train.steps = {self.train.steps} are "
+                f"{total} inner steps: {MAX_STEPS} is the most"
+            )
+
+    @property
+    def train_rows(self) -> int:
+        """Rows that a training shard reads: its steps times their batch."""
+        assert self.train.batch is not None
+        return self.train.steps * self.train.batch
+
+    @property
+    def max_unsettled(self) -> int:
+        """Unpaid shards at which a worker stops: three whole spans in training."""
+        return self.pay.max_unsettled or _MAX_UNSETTLED[self.workload]
 
     @property
     def audit_rows(self) -> int:
@@ -201,13 +290,13 @@ def parse_job(
     seconds). Raises JobSpecError with one line for each key that is unknown or wrong.
     """
     try:
-        table = parse_toml(text, source)
+        table = _with_workload(parse_toml(text, source), source)
         if problems := check_keys(JobSpec, table, source):
             raise JobSpecError("\n".join(problems))
         flat = dict(flatten(table))
         if "deadline" in flat:
             flat["deadline"] = _deadline(flat["deadline"], now, source)
-        for key in ("program", "data"):
+        for key in ("program", "data", "train.start"):
             if isinstance(flat.get(key), str) and flat[key]:
                 flat[key] = directory / flat[key]
         return build(JobSpec, flat, lambda key: source)
@@ -217,14 +306,31 @@ def parse_job(
         raise JobSpecError(str(error)) from error
 
 
+def _with_workload(table: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return *table* with `kind`, as reports call it, under its name here, `workload`."""
+    if "kind" not in table:
+        return table
+    kind = table.pop("kind")
+    if table.setdefault("workload", kind) != kind:
+        raise JobSpecError(
+            f"{source}: kind = {show(kind)} contradicts workload = {show(table['workload'])}: "
+            "they are two names of one key: leave one out"
+        )
+    return table
+
+
 def check_cap(spec: JobSpec, shard_units: int) -> None:
     """Raise JobSpecError if the cap does not pay for one shard of *shard_units* compute units."""
     work = cost(shard_units, spec.price)
+    if spec.workload == "train":
+        smaller = f"train.steps = {spec.train.steps}"
+    else:
+        smaller = f"rows_per_shard = {spec.rows_per_shard}"
     if spec.cap < work:
         raise JobSpecError(
             f"cap = {show(format_mcc(spec.cap))} is below the price of one shard, "
             f"{format_mcc(work)} MCC ({shard_units} compute units): raise cap, or lower price or "
-            f"rows_per_shard = {spec.rows_per_shard}"
+            f"{smaller}"
         )
 
 

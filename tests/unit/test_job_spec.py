@@ -1,5 +1,6 @@
 """Job descriptions: what a researcher may write, and how mistakes are told."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from meshd.config.errors import JobSpecError
 from meshd.config.job import JobSpec, check_cap, parse_job
 from meshd.config.reading import keys_of
+from meshd.config.training import OF_THE_JOB, TrainTerms
+from meshd.node.workloads.training.settings import BOUNDS, TrainSettings
 
 NOW = 1_900_000_000.5
 JOB = {
@@ -117,7 +120,11 @@ def test_an_amount_without_quotes_is_refused(key: str, value: str) -> None:
         ("", {"price": '"0"'}, "for example"),
         ("", {"cap": '"-1"'}, "write digits like"),
         ("", {"rows_per_shard": "0"}, "such as 128"),
-        ("", {"workload": '"train"'}, "the only kind today"),
+        ("", {"workload": '"bake"'}, '"infer" or "train"'),
+        ("", {"workload": '"train"'}, "[train] needs rounds, shards, batch: train.rounds is how"),
+        ("", {"workload": '"train"', "kind": '"infer"'}, "two names of one key"),
+        ("[train]\nrounds = 8", {}, "this job infers"),
+        ("[audit]\nspan_shards = 8", {}, 'workload = "train"'),
         ("", {"seed": "-1"}, "whole number"),
         ("", {"program": "5"}, "meshd program export"),
         (f'workers = ["{ALICE[:-1]}"]', {}, "40 hex digits"),
@@ -136,6 +143,95 @@ def test_a_wrong_value_is_refused_in_one_line_with_the_cure(more, changes, cure)
     assert told.startswith("job.toml: ")
     assert "\n" not in told
     assert cure in told
+
+
+TRAIN = "[train]\nrounds = 8\nshards = 4\nbatch = 16\n"
+
+
+def training(more: str = "", **changes: str | None) -> JobSpec:
+    return job(TRAIN + more, workload='"train"', **changes)
+
+
+def test_a_training_job_is_rounds_of_shards_of_steps_of_rows() -> None:
+    spec = training()
+    assert spec.train_rows == 7 * 16
+    assert spec.train.settings == {
+        "optimizer": "scion",
+        "steps": 7,
+        "batch": 16,
+        "total_steps": 56,
+    }
+    assert (spec.max_unsettled, spec.audit.span_shards) == (96, 32)
+    assert (spec.audit.audit_shards, spec.audit.probation_span_shards) == (1, 8)
+    assert job().max_unsettled == 32
+
+
+def test_kind_is_another_name_of_workload() -> None:
+    assert job(TRAIN, kind='"train"').workload == "train"
+
+
+def test_every_setting_of_training_can_be_given() -> None:
+    given = "optimizer = 'adamw'\nlr = 0.004\ntheta_bits = 4\n"
+    settings = TrainSettings.fill(training(given + "start = 'before.safetensors'").train.settings)
+    assert (settings.optimizer, settings.lr, settings.theta_bits) == ("adamw", 0.004, 4)
+    assert settings.total_steps == 8 * 7
+    assert TrainSettings.parse(settings.encode()) == settings
+
+
+def test_the_weights_to_start_from_lie_beside_the_description() -> None:
+    spec = training("start = 'before.safetensors'")
+    assert spec.train.start == Path("/home/alice/before.safetensors")
+
+
+def test_settings_have_the_names_bounds_and_defaults_that_they_have_in_the_terms() -> None:
+    fields = {n: f for n, f in TrainTerms.model_fields.items() if n not in OF_THE_JOB}
+    names = {field.name for field in dataclasses.fields(TrainSettings)}
+    assert set(fields) == names - {"total_steps"}  # which follows from rounds and steps
+    for name, bounds in BOUNDS.items():
+        if name == "total_steps":
+            continue
+        limits = {type(limit).__name__: limit for limit in fields[name].metadata}
+        low = limits["Gt"].gt if bounds.above else limits["Ge"].ge
+        assert (name, low, limits["Le"].le) == (name, bounds.low, bounds.high)
+    assert TrainTerms.model_fields["optimizer"].default == "scion"
+
+
+@pytest.mark.parametrize(
+    ("more", "changes", "cure"),
+    [
+        ("lr = 0", {}, "greater than 0; train.lr is learning rate"),
+        ("lr = inf", {}, "finite"),
+        ("lr = 'fast'", {}, "train.lr is"),
+        ("steps = 0", {}, "inner steps of one shard"),
+        ("steps = 10001", {}, "less than or equal to 10000"),
+        ("theta_block = 100", {}, "a multiple of 8"),
+        ("optimizer = 'lion'", {}, '"scion", "adamw" or "sgd"'),
+        ("momentun_block = 64", {}, "did you mean 'train.momentum_block'?"),
+        ("", {"rows_per_shard": "128"}, "train.steps x train.batch = 112: leave it out"),
+        ("[audit]\nrows = 4", {}, "audit.span_shards and audit.audit_shards"),
+        ("[audit]\nprobation_shards = 4", {}, "audits whole shards"),
+        ("[audit]\naudit_shards = 40", {}, "at most audit.span_shards = 32"),
+        ("[audit]\nspan_shards = 96", {}, "below pay.max_unsettled = 96"),
+        ("[audit]\nspan_shards = 0", {}, "shards of a worker audited together"),
+    ],
+)
+def test_a_wrong_training_job_is_refused_in_one_line_with_the_cure(more, changes, cure) -> None:
+    with pytest.raises(JobSpecError) as caught:
+        training(more, **changes)
+    told = str(caught.value)
+    assert told.startswith("job.toml: ")
+    assert "\n" not in told
+    assert cure in told
+
+
+def test_a_schedule_of_too_many_steps_is_refused() -> None:
+    with pytest.raises(JobSpecError, match=r"are 20000000 inner steps: 10000000 is the most"):
+        job(TRAIN.replace("8", "20000") + "steps = 1000", workload='"train"')
+
+
+def test_a_shard_of_too_many_rows_is_refused() -> None:
+    with pytest.raises(JobSpecError, match=r"20000000 rows in a shard: 16777216 is the most"):
+        job(TRAIN.replace("16", "2000") + "steps = 10000", workload='"train"')
 
 
 def test_malformed_toml_is_refused_with_its_line() -> None:
