@@ -34,7 +34,8 @@ def main(options: DemoOptions) -> int:
     from rich.console import Console
 
     from meshd.node.demo.page import print_page
-    from meshd.node.demo.report import problems, to_json
+    from meshd.node.demo.promises import problems
+    from meshd.node.demo.report import to_json
 
     console = Console(width=None if sys.stdout.isatty() else 100)
     folder = Path(tempfile.mkdtemp(prefix="meshd-demo-"))
@@ -75,8 +76,8 @@ async def _run(options: DemoOptions, folder: Path, console: Console, began: floa
     """Return the report; None if the demo was told to stop."""
     from meshd.node.demo.adding_up import add_up
     from meshd.node.demo.course import Outcome, run_course
-    from meshd.node.demo.page import Progress
     from meshd.node.demo.processes import open_processes
+    from meshd.node.demo.progress import Progress
 
     outcome: Outcome | None = None
     with (

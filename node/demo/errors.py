@@ -2,6 +2,7 @@
 
     DemoError
     ├── SentencesError    the standard library on this machine has too few sentences
+    ├── SourceTextError   the standard library on this machine has too little source text
     └── ComparisonError   the job's output cannot be compared with plain torch
 
 Every message names the thing, its value and the cure.
@@ -14,6 +15,10 @@ class DemoError(Exception):
 
 class SentencesError(DemoError):
     """The standard library on this machine has too few sentences."""
+
+
+class SourceTextError(DemoError):
+    """The standard library on this machine has too little source text."""
 
 
 class ComparisonError(DemoError):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-JOBS: Final = ("infer",)
+JOBS: Final = ("infer", "train")
 """Kinds of job that the demo can run."""
 
 

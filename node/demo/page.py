@@ -1,27 +1,25 @@
-"""What the demo shows: how it goes while it runs, and at the end who did what and was paid what.
+"""What the demo shows at the end: who did what, what was found, and who was paid what.
 
 On a terminal it has colours and lines; anywhere else it is plain ASCII, a hundred columns wide.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from io import StringIO
 from itertools import product
 from operator import attrgetter
 from typing import Final
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from meshd.config.amounts import format_mcc
-from meshd.node.control.api import JobDetail
-from meshd.node.demo.report import LARGEST_DIFFERENCE, Job, Report, problems
+from meshd.node.demo.promises import LARGEST_DIFFERENCE, problems
+from meshd.node.demo.report import Audits, Check, Job, Losses, Report
 from meshd.node.demo.tables import (
     GAP,
     add_row,
@@ -35,7 +33,7 @@ from meshd.node.demo.tables import (
 )
 
 WIDTH: Final = 100
-BAR_S: Final = 240
+BAR_S: Final = 360
 BAR_MB: Final = 4096
 """What a run may take on two cores, installing aside."""
 
@@ -43,8 +41,8 @@ _INDENT: Final = 2
 _CUT: Final = 4
 """Decimals of balances where exact ones do not fit; differences are never cut."""
 _BLOCKS: Final = 12
-_LINE: Final = 24
-"""Length of the bars on the last page, and of those before it."""
+_CURVE: Final = 60
+"""Length of the bars of workers, and of losses."""
 _MOST_FINDINGS: Final = 4
 
 _MARKS: Final = {
@@ -56,91 +54,6 @@ _COUNTS: Final = ("accepted", "rejected", "void", "lost")
 """What is counted of a worker; the last two are shown only where there are any."""
 _KINDS: Final = ("first", "second", "confirm")
 _RESULTS: Final = ("accepted", "mismatch", "silent", "malformed")
-
-
-class Progress:
-    """How the demo goes: its phases with their time, the job's shards, its workers.
-
-    A context manager: on a terminal the last lines are kept up to date inside it (by rich's own
-    thread); elsewhere there is a line for every change.
-    """
-
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console
-        self._plain = not shows_unicode(console)
-        self._clock = clock
-        self._began = self._since = clock()
-        self._phase = ""
-        self._job: JobDetail | None = None
-        self._said: tuple[object, ...] = ()
-        self._live = Live(
-            console=console, get_renderable=self._now, refresh_per_second=2, transient=True
-        )
-
-    def __enter__(self) -> Progress:
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-        if self._console.is_terminal:
-            self._end_phase()
-
-    def phase(self, text: str) -> None:
-        """Say that the demo is at *text* now; what it was at before is done."""
-        if self._console.is_terminal:
-            self._end_phase()
-        else:
-            self._say(text)
-        self._phase, self._since, self._job = text, self._clock(), None
-
-    def job(self, detail: JobDetail) -> None:
-        """Show a job as it is now."""
-        shards = detail["shards"]
-        now = (detail["id"], detail["state"], *shards.values())
-        if now != self._said and not self._console.is_terminal:
-            self._say(f"{detail['state']}: {_counts(detail)}, {_seen(detail)}")
-        self._job, self._said = detail, now
-        if self._live.is_started:
-            self._live.refresh()
-
-    def _end_phase(self) -> None:
-        if self._phase:
-            self._say(f"{self._phase} ({self._clock() - self._since:.1f} s)")
-        self._phase = ""
-
-    def _say(self, text: str) -> None:
-        line = f"{self._clock() - self._began:6.1f} s  {text}"
-        self._console.print(Text(line), soft_wrap=not self._console.is_terminal)
-
-    def _now(self) -> RenderableType:
-        """Return the lines that are kept up to date."""
-        lines = Text(f"{self._clock() - self._began:6.1f} s  ", style="bold")
-        lines.append(self._phase)
-        if (job := self._job) is None:
-            return lines
-        shards = job["shards"]
-        done = bar(shards["accepted"], shards["total"], _LINE, plain=self._plain)
-        lines.append(f"\n          {job['state']}  ")
-        lines.append(f"{done:<{_LINE}}", style="green")
-        lines.append(f"  {_counts(job)}\n          {_seen(job)}")
-        for worker in job["workers"]:
-            lines.append(f"\n          worker {short_hex(worker['account'])}  ")
-            own = bar(worker["accepted"], shards["total"], _LINE, plain=self._plain)
-            lines.append(f"{own:<{_LINE}}", style="cyan")
-            lines.append(f"  {worker['accepted']} accepted, {worker['rejected']} rejected")
-        return lines
-
-
-def _counts(job: JobDetail) -> str:
-    shards = job["shards"]
-    accepted = f"{shards['accepted']} of {count_of(shards['total'], 'shard')} accepted"
-    return f"{accepted}, {shards['rejected']} rejected, {shards['reissued']} re-issued"
-
-
-def _seen(job: JobDetail) -> str:
-    return f"{count_of(len(job['audits']), 'audit')}, {count_of(job['certified_seq'], 'log head')}"
 
 
 def print_page(report: Report, console: Console) -> None:
@@ -171,9 +84,15 @@ class _Page:
     def parts(self) -> Iterator[RenderableType]:
         """Yield what stands one below the other."""
         report = self.report
-        yield from self.section("Jobs", *(line for job in report.jobs for line in _job(job)))
-        yield from self.section("Shards by worker", self.workers(), *_found(report))
-        yield from self.section("Audits", self.audits(), _audit_share(report))
+        for job in report.jobs:
+            yield from self.section(f"Job: {job.kind}", *_job(job), *self.losses(job))
+            yield from self.section(
+                f"Shards by worker: {job.kind}", self.workers(job), *_found(job)
+            )
+        yield from self.section(
+            "The cheater and the killed worker", _cheater(report), _killed(report)
+        )
+        yield from self.section("Audits", self.audits(), *_audit_shares(report))
         yield from self.section("Receipts", self.receipts())
         yield from self.section("Job log and anchors", *_log(report), self.anchors())
         yield from self.section("Accounts, in MCC", *self.accounts())
@@ -199,9 +118,28 @@ class _Page:
         """Return an empty table in the page's style."""
         return new_table(*columns, numbers=numbers, plain=self.plain)
 
-    def workers(self) -> RenderableType:
+    def losses(self, job: Job) -> Iterator[RenderableType]:
+        """Yield the losses on held-out text, round by round and of one worker alone."""
+        if not isinstance(job.check, Losses):
+            return
+        yield Text("loss on held-out text, in nats per byte:")
+        highest = max([*job.check.loss, job.check.loss_alone])
+        table = self.table("round", "loss", "", numbers=("round", "loss"))
+        rows = [(str(at), loss, "green") for at, loss in enumerate(job.check.loss)]
+        for name, loss, style in [*rows, ("alone", job.check.loss_alone, "yellow")]:
+            length = bar(round(1000 * loss), round(1000 * highest), _CURVE, plain=self.plain)
+            add_row(table, name, f"{loss:.3f}", Text(length, style=style))
+        yield table
+        better = job.check.loss[-1] < job.check.loss_alone
+        yield Text.assemble(
+            f"after {job.rounds} rounds ",
+            (f"{job.check.loss[-1]:.3f}", "bold green" if better else "bold red"),
+            f"; one worker alone after as many steps of its own {job.check.loss_alone:.3f}",
+        )
+
+    def workers(self, job: Job) -> RenderableType:
         """Return what each worker did, with the cheater and the killed one marked."""
-        workers = self.report.workers
+        workers = job.workers
         seen = [name for name in _COUNTS[2:] if any(map(attrgetter(name), workers))]
         counts = (*_COUNTS[:2], *seen)
         table = self.table("worker", "account", "", *counts, "note", numbers=counts)
@@ -221,7 +159,7 @@ class _Page:
 
     def audits(self) -> RenderableType:
         """Return who audited how often, why, and with what result."""
-        made = self.report.audits
+        made: list[Audits] = [audits for job in self.report.jobs for audits in job.audits]
         kinds = [name for name in _KINDS if any(audits.kind == name for audits in made)]
         results = [name for name in _RESULTS if any(audits.result == name for audits in made)]
         numbers = (*kinds, *results, "10^9 units")
@@ -300,11 +238,12 @@ def _job(job: Job) -> Iterator[RenderableType]:
         f"{job.id}  ",
         (job.state, "bold green" if settled else "bold red"),
     )
+    entered = "accepted" if not job.rounds else f"entered one of {job.rounds} rounds"
     yield Text(
-        f"{shards.accepted} of {shards.total} shards accepted, {shards.rejected} rejected, "
+        f"{shards.accepted} of {shards.total} shards {entered}, {shards.rejected} rejected, "
         f"{shards.reissued} re-issued, in {job.seconds:.1f} s"
     )
-    if job.check is not None:
+    if isinstance(job.check, Check):
         equal = job.check.max_abs_diff <= LARGEST_DIFFERENCE
         yield Text.assemble(
             f"largest difference from plain torch in {job.check.rows:,} rows: ",
@@ -315,36 +254,52 @@ def _job(job: Job) -> Iterator[RenderableType]:
         yield Text(job.why, style="dim" if settled else "red")
 
 
-def _found(report: Report) -> Iterator[RenderableType]:
-    """Yield what became of the cheater and of the killed worker."""
-    cheater, killed = report.cheater, report.killed
+def _found(job: Job) -> Iterator[RenderableType]:
+    """Yield how the cheater was caught in a job, and what the killed worker's death cost."""
+    yield Text("")
+    for finding in job.findings[:_MOST_FINDINGS]:
+        confirmed = f", confirmed by {finding.confirmed_by}" if finding.confirmed_by else ""
+        yield Text.assemble(
+            ("cheater ", "bold red"),
+            f"{finding.found_by} computed {finding.what} again and got others{confirmed}",
+        )
+    if (more := len(job.findings) - _MOST_FINDINGS) > 0:
+        yield Text(f"  and {more} more")
     yield Text.assemble(
-        ("\ncheater ", "bold red"),
+        ("killed  ", "bold yellow"), f"{count_of(job.reissued_of_killed, 'shard')} re-issued"
+    )
+
+
+def _cheater(report: Report) -> RenderableType:
+    cheater = report.cheater
+    return Text.assemble(
+        ("cheater ", "bold red"),
         f"{cheater.address}: {count_of(cheater.rejected, 'shard')} rejected, "
         f"received {format_mcc(cheater.received)} MCC",
     )
-    for finding in cheater.findings[:_MOST_FINDINGS]:
-        confirmed = f", confirmed by {finding.confirmed_by}" if finding.confirmed_by else ""
-        yield Text(
-            f"  shard {finding.shard}: {finding.found_by} computed {finding.rows_drawn} rows and "
-            f"got others{confirmed}"
-        )
-    if (more := len(cheater.findings) - _MOST_FINDINGS) > 0:
-        yield Text(f"  and {more} more")
-    yield Text.assemble(
+
+
+def _killed(report: Report) -> RenderableType:
+    killed = report.killed
+    return Text.assemble(
         ("killed  ", "bold yellow"),
         f"{killed.peer}: {count_of(killed.reissued, 'shard')} re-issued",
     )
 
 
-def _audit_share(report: Report) -> RenderableType:
-    return Text.assemble(
-        "\nshare of the compute: ",
-        (f"{report.audit_overhead:.1%}", "bold"),
-        " now, with every worker in probation; ",
-        (f"{report.audit_overhead_steady:.1%}", "bold"),
-        " in the steady state",
-    )
+def _audit_shares(report: Report) -> Iterator[RenderableType]:
+    yield Text("\nshare of the compute:")
+    shares = [(job.kind, job.audit_overhead, job.audit_overhead_steady) for job in report.jobs]
+    if len(shares) > 1:
+        shares.append(("all", report.audit_overhead, report.audit_overhead_steady))
+    for kind, now, steady in shares:
+        yield Text.assemble(
+            f"{kind}: ",
+            (f"{now:.1%}", "bold"),
+            " now, with every worker in probation; ",
+            (f"{steady:.1%}", "bold"),
+            " in the steady state",
+        )
 
 
 def _log(report: Report) -> Iterator[RenderableType]:

@@ -62,7 +62,7 @@ class Processes:
 
     def start(self, name: str, arguments: Sequence[str]) -> Child:
         """Start ``python -m arguments`` with its output in a log file named after it."""
-        log = self.folder / f"{name}.log"
+        log = self.log_of(name)
         with log.open("ab") as output:
             # Started by this very thread: the kernel ends a child with the thread that made it.
             process = subprocess.Popen(
@@ -77,6 +77,10 @@ class Processes:
         child = Child(name, process, log)
         self.children.append(child)
         return child
+
+    def log_of(self, name: str) -> Path:
+        """Return the file that a process of this name writes to."""
+        return self.folder / f"{name}.log"
 
     async def run(self, name: str, arguments: Sequence[str]) -> str:
         """Run a process to its end and return what it printed; raises DemoError if it failed."""

@@ -40,7 +40,7 @@ def collect_sentences(minimum: int = 2048, seed: int = 0, stdlib: Path | None = 
     Raises SentencesError if there are fewer.
     """
     folder = Path(sysconfig.get_path("stdlib")) if stdlib is None else stdlib
-    files = _source_files(folder)
+    files = source_files(folder)
     random.Random(seed).shuffle(files)
     found: dict[str, str] = {}
     for path in files:
@@ -77,7 +77,7 @@ def _is_prose(sentence: str) -> bool:
     return sum(_WORD.fullmatch(word) is not None for word in words) >= 0.8 * len(words)
 
 
-def _source_files(folder: Path) -> list[Path]:
+def source_files(folder: Path) -> list[Path]:
     """Return the library's source files, in an order that does not depend on the file system."""
     listed = []
     pending = [folder] if folder.is_dir() else []

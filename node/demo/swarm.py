@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -53,6 +53,8 @@ class Participant:
     child: Child
     client: Client
     status: Status
+    arguments: tuple[str, ...]
+    """What its process is started with."""
 
     @property
     def address(self) -> str:
@@ -83,6 +85,13 @@ class Swarm:
     def of_role(self, role: str) -> list[Participant]:
         """Return the participants of one role, in the order of their names."""
         return [p for p in self.participants.values() if p.role == role]
+
+    def put_in_order(self) -> None:
+        """Order the participants by name, whoever was ready first; the orchestrator stays first."""
+        names = sorted(
+            self.participants, key=lambda name: (name.rstrip("0123456789"), len(name), name)
+        )
+        self.participants = {name: self.participants[name] for name in names}
 
     async def start_chain(self) -> None:
         """Start the embedded chain and deploy the contracts on it."""
@@ -115,11 +124,19 @@ class Swarm:
                 deployment=self.deployment,
             )
         )
-        arguments = [module, "up", "--config"] if module == "meshd.node.cli" else [module]
-        child = self.processes.start(name, [*arguments, str(config)])
+        command = [module, "up", "--config"] if module == "meshd.node.cli" else [module]
+        arguments = (*command, str(config))
+        child = self.processes.start(name, arguments)
         client = connect(data_dir)
         status = await self._wait_ready(child, client)
-        self.participants[name] = Participant(name, role, child, client, status)
+        self.participants[name] = Participant(name, role, child, client, status, arguments)
+
+    async def restart(self, name: str) -> None:
+        """Start a participant that was killed again, with its key and its data directory."""
+        old = self.participants[name]
+        child = self.processes.start(name, old.arguments)
+        status = await self._wait_ready(child, old.client)
+        self.participants[name] = replace(old, child=child, status=status)
 
     async def _wait_ready(self, child: Child, client: Client) -> Status:
         with _deadline(READY_S, f"{child.name} did not get ready"):
@@ -173,6 +190,13 @@ def last_json(text: str) -> dict[str, object]:
         raise DemoError(f"no JSON line in: {text[-500:]}")
     value = json.loads(lines[-1])
     assert isinstance(value, dict)
+    return value
+
+
+def number_of(answer: dict[str, object], name: str) -> int:
+    """Return a whole number in a JSON object that a process of the demo printed."""
+    value = answer[name]
+    assert isinstance(value, int)
     return value
 
 

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from meshd.config.amounts import ONE_MCC
 from meshd.node.control.api import JobDetail, JobState
-from meshd.node.demo.page import Progress, print_page
+from meshd.node.demo.page import print_page
+from meshd.node.demo.progress import Progress
 from meshd.node.demo.report import (
     Account,
     Anchor,
@@ -22,6 +23,7 @@ from meshd.node.demo.report import (
     Finding,
     Job,
     Killed,
+    Losses,
     Output,
     Process,
     Receipts,
@@ -36,8 +38,13 @@ ALICE, MALLORY, VERA = "0x" + "a1" * 20, "0x" + "bad0" * 10, "0x" + "c3" * 20
 TX = "0x" + "5d" * 32
 MILLI = ONE_MCC // 1000
 
-REPORT = Report(
-    jobs=(Job("0x" + "3f" * 32, "infer", "settled", Shards(2, 2, 1, 2), 61.5, Check(256, 3.1e-7)),),
+EMBEDDING = Job(
+    "0x" + "3f" * 32,
+    "infer",
+    "settled",
+    Shards(2, 2, 1, 2),
+    61.5,
+    Check(256, 3.1e-7),
     workers=(
         Worker("worker-1", ALICE, 2, 0),
         Worker("worker-2", MALLORY, 0, 1, mark="cheater"),
@@ -47,7 +54,33 @@ REPORT = Report(
         Audits("validator-1", "first", "accepted", 2, 22_500_000_000),
         Audits("validator-1", "confirm", "mismatch", 1, 11_250_000_000),
     ),
-    cheater=Cheater(MALLORY, 1, 0, (Finding(7, 8, "validator-2", "validator-1"),)),
+    findings=(Finding("8 rows of shard 7", "validator-2", "validator-1"),),
+    reissued_of_killed=1,
+    audit_overhead=0.0938,
+    audit_overhead_steady=0.0172,
+)
+LANGUAGE = Job(
+    "0x" + "4e" * 32,
+    "train",
+    "settled",
+    Shards(8, 8, 3, 1),
+    40.0,
+    Losses((5.541, 2.7, 2.344), 2.435),
+    rounds=2,
+    workers=(
+        Worker("worker-1", ALICE, 5, 0),
+        Worker("worker-2", MALLORY, 0, 2, mark="cheater"),
+        Worker("worker-3", "0x" + "d4" * 20, 0, 1, lost=1, mark="killed"),
+    ),
+    audits=(Audits("validator-1", "first", "accepted", 1, 5_000_000_000),),
+    findings=(Finding("1 of its 2 shards", "validator-1", "validator-2"),),
+    reissued_of_killed=1,
+    audit_overhead=0.25,
+    audit_overhead_steady=0.0344,
+)
+REPORT = Report(
+    jobs=(EMBEDDING,),
+    cheater=Cheater(MALLORY, 1, 0),
     killed=Killed("16Uiu2HAmKilled", 1),
     receipts=(Receipts("work", 2, 700 * MILLI), Receipts("audit", 3, 45 * MILLI)),
     anchors=(Anchor(1, "0x" + "7e" * 32, TX),),
@@ -100,11 +133,11 @@ def test_in_a_file_the_page_is_ascii_of_at_most_a_hundred_columns() -> None:
         r"worker-2  0xbad0\.\.bad0 +0 +1 +0  cheats$",
         r"worker-3  0xd4d4\.\.d4d4 +0 +0 +1  killed$",
         rf"cheater {MALLORY}: 1 shard rejected, received 0 MCC",
-        r"shard 7: validator-2 computed 8 rows and got others, confirmed by validator-1",
+        r"cheater validator-2 computed 8 rows of shard 7 again and got others, confirmed by",
         r"killed  16Uiu2HAmKilled: 1 shard re-issued",
         r"auditor +first  confirm  accepted  mismatch  10\^9 units",
         r"validator-1 +2 +1 +2 +1 +33\.8",
-        r"share of the compute: 9\.4% now, .*; 1\.7% in the steady state",
+        r"infer: 9\.4% now, .*; 1\.7% in the steady state",
         r"work +2  0\.700",
         r"audit +3  0\.045",
         r"all +5  0\.745",
@@ -129,6 +162,30 @@ def test_the_page_shows(line: str) -> None:
     assert re.search(line, shown(REPORT), re.MULTILINE), shown(REPORT)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        r"train 0x(4e){32}  settled",
+        r"8 of 8 shards entered one of 2 rounds, 3 rejected, 1 re-issued, in 40\.0 s",
+        r"loss on held-out text, in nats per byte:",
+        r"    0  5\.541  #{60}$",
+        r"    2  2\.344  #{26}$",
+        r"alone  2\.435  #{27}$",
+        r"after 2 rounds 2\.344; one worker alone after as many steps of its own 2\.435",
+        r"Shards by worker: train",
+        r"worker-1  0xa1a1\.\.a1a1  #+ +5 +0 +0$",
+        r"worker-3  0xd4d4\.\.d4d4 +0 +1 +1  killed$",
+        r"cheater validator-1 computed 1 of its 2 shards again and got others, confirmed by",
+        r"train: 25\.0% now, .*; 3\.4% in the steady state",
+        r"all: 9\.4% now",
+    ],
+)
+def test_the_page_shows_of_a_training_job(line: str) -> None:
+    page = shown(replace(REPORT, jobs=(EMBEDDING, LANGUAGE)))
+    assert re.search(line, page, re.MULTILINE), page
+    assert max(map(len, page.splitlines())) == 100
+
+
 def test_the_last_line_says_that_everything_holds() -> None:
     assert shown(REPORT).splitlines()[-1] == "Everything holds."
 
@@ -136,7 +193,7 @@ def test_the_last_line_says_that_everything_holds() -> None:
 def test_the_last_lines_name_everything_that_does_not_hold() -> None:
     broken = replace(REPORT, anchors=(), left_behind=("process 4711",))
     assert shown(broken).splitlines()[-3:] == [
-        "- no settlement was anchored",
+        "- 0 settlements anchored for 1 job",
         "- left behind: process 4711",
         "2 things do not hold.",
     ]
@@ -157,7 +214,7 @@ def test_an_escrow_that_does_not_add_up_is_marked() -> None:
 
 
 def test_a_job_that_failed_says_why() -> None:
-    failed = replace(REPORT.jobs[0], state="failed", check=None, why="no worker matches")
+    failed = replace(EMBEDDING, state="failed", check=None, why="no worker matches")
     page = shown(replace(REPORT, jobs=(failed,)))
     assert re.search(r"infer 0x(3f){32}  failed", page)
     assert "  no worker matches" in page
@@ -235,6 +292,7 @@ def detail(state: JobState, accepted: int, rejected: int = 0, seq: int = 1) -> J
         "escrow": {"deposited": "0", "burnt": "0", "paid": "0", "refunded": "0"},
         "anchors": [],
         "output": "",
+        "rounds": None,
     }
 
 
@@ -268,10 +326,10 @@ def test_without_a_terminal_there_is_one_line_for_every_change() -> None:
     assert said.splitlines() == [
         "   0.0 s  chain: starting it",
         "  12.3 s  job: embedding",
-        "  13.3 s  running: 0 of 16 shards accepted, 0 rejected, .., 1 log head",
-        "  15.3 s  running: 3 of 16 shards accepted, 0 rejected, .., 3 log heads",
-        "  16.3 s  running: 3 of 16 shards accepted, 1 rejected, .., 5 log heads",
-        "  16.3 s  settling: 3 of 16 shards accepted, 1 rejected, .., 5 log heads",
+        "  13.3 s  infer running: 0 of 16 shards accepted, 0 rejected, .., 1 log head",
+        "  15.3 s  infer running: 3 of 16 shards accepted, 0 rejected, .., 3 log heads",
+        "  16.3 s  infer running: 3 of 16 shards accepted, 1 rejected, .., 5 log heads",
+        "  16.3 s  infer settling: 3 of 16 shards accepted, 1 rejected, .., 5 log heads",
     ]
 
 
@@ -298,9 +356,36 @@ def test_on_a_terminal_phases_stay_with_their_time_and_the_job_is_kept_up_to_dat
     text = file.getvalue()
     assert "chain: starting it (12.3 s)" in text
     assert "job: embedding (60.0 s)" in text
-    assert re.search(r"running  (█{12})\s+8 of 16 shards accepted, 0 rejected, 0 re-issued", text)
+    assert re.search(
+        r"infer running  (█{12})\s+8 of 16 shards accepted, 0 rejected, 0 re-issued", text
+    )
     assert "0 audits, 9 log heads" in text
     assert "worker 0xa1a1..a1a1  " + "█" * 12 in text
+
+
+def test_jobs_that_run_side_by_side_are_told_apart() -> None:
+    file, clock = StringIO(), Clock()
+    training = detail("running", 4)
+    training |= {"id": "0x" + "4e" * 32, "kind": "train"}
+    training["rounds"] = {"done": 1, "total": 8, "losses": [4.0], "state": "0x00"}
+    with progress_into(file, clock, terminal=False) as progress:
+        for _ in range(3):
+            progress.job(detail("settling", 16))
+            progress.job(training)
+        progress.note("round 1: held-out loss 4.098")
+    assert [line[10:].partition(" shards")[0] for line in file.getvalue().splitlines()] == [
+        "infer settling: 16 of 16",
+        "train running, round 1 of 8 closed: 4 of 16",
+        "round 1: held-out loss 4.098",
+    ]
+
+
+def test_a_job_that_has_ended_is_no_longer_kept_up_to_date() -> None:
+    file, clock = StringIO(), Clock()
+    with progress_into(file, clock, terminal=True) as progress:
+        progress.job(detail("settled", 16))
+        progress.phase("adding up")
+    assert "16 of 16 shards" not in file.getvalue()
 
 
 def test_the_display_ends_with_the_error_that_ends_the_demo() -> None:

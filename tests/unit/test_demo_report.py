@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from meshd.config.amounts import ONE_MCC, parse_mcc
+from meshd.node.demo.promises import problems
 from meshd.node.demo.report import (
     Account,
     Anchor,
@@ -19,6 +20,7 @@ from meshd.node.demo.report import (
     Finding,
     Job,
     Killed,
+    Losses,
     Output,
     Process,
     Receipts,
@@ -26,11 +28,11 @@ from meshd.node.demo.report import (
     Researcher,
     Shards,
     Worker,
-    problems,
     to_json,
 )
 
 JOB = "0x" + "3f" * 32
+TRAINING = "0x" + "4e" * 32
 WORKERS = ["0x" + f"{at}a" * 20 for at in range(1, 5)]
 ALICE, BOB, CAROL, MALLORY = WORKERS
 ORCHESTRATOR = "0x" + "0b" * 20
@@ -48,43 +50,86 @@ def account(name: str, address: str, before: int, earned: int) -> Account:
     return Account(name, address, before, before + earned, earned)
 
 
+EMBEDDING = Job(
+    JOB,
+    "infer",
+    "settled",
+    Shards(16, 16, 1, 3),
+    121.25,
+    Check(2048, 3.1e-7),
+    workers=(
+        Worker("worker-1", ALICE, 8, 0, 0, 0),
+        Worker("worker-2", BOB, 7, 0, 0, 0),
+        Worker("worker-3", CAROL, 1, 0, 0, 1, "killed"),
+        Worker("worker-4", MALLORY, 0, 1, 1, 0, "cheater"),
+    ),
+    audits=(
+        Audits("validator-1", "first", "accepted", 6, 6 * UNITS // 16),
+        Audits("validator-1", "first", "mismatch", 1, UNITS // 16),
+        Audits("validator-2", "first", "accepted", 6, 6 * UNITS // 16),
+        Audits("validator-2", "confirm", "mismatch", 1, UNITS // 16),
+        Audits("validator-3", "first", "accepted", 5, 5 * UNITS // 16),
+        Audits("validator-3", "second", "accepted", 1, UNITS // 16),
+    ),
+    findings=(Finding("8 rows of shard 3", "validator-1", "validator-2"),),
+    reissued_of_killed=1,
+    audit_overhead=20 / 16 / 16,
+    audit_overhead_steady=0.017,
+)
+LOSSES = Losses((5.5, 4.0, 2.9, 2.7, 2.6, 2.5, 2.4, 2.4, 2.3), 2.45)
+LANGUAGE = Job(
+    TRAINING,
+    "train",
+    "settled",
+    Shards(32, 32, 9, 1),
+    90.5,
+    LOSSES,
+    rounds=8,
+    workers=(
+        Worker("worker-1", ALICE, 11, 0),
+        Worker("worker-2", BOB, 12, 0),
+        Worker("worker-3", CAROL, 0, 2, 0, 1, "killed"),
+        Worker("worker-4", MALLORY, 0, 7, mark="cheater"),
+    ),
+    audits=(
+        Audits("validator-1", "first", "accepted", 1, 3 * UNITS),
+        Audits("validator-1", "first", "mismatch", 1, 2 * UNITS),
+        Audits("validator-2", "first", "accepted", 1, 3 * UNITS),
+        Audits("validator-3", "confirm", "mismatch", 1, 2 * UNITS),
+    ),
+    findings=(Finding("2 of its 7 shards", "validator-1", "validator-3"),),
+    reissued_of_killed=1,
+    audit_overhead=0.43,
+    audit_overhead_steady=0.034,
+)
+
+
 def whole_report() -> Report:
-    """A run that holds: 16 shards, one cheater caught in its first, one worker killed."""
-    accepted = [8, 7, 1, 0]
+    """A run that holds: two jobs, in each one cheater caught and one worker killed."""
+    accepted = [8 + 11, 7 + 12, 1, 0]
     probation = [-3 * AUDIT, -3 * AUDIT, -AUDIT, 0]
     work = [n * SHARD + charged for n, charged in zip(accepted, probation, strict=True)]
     audits = [7 * AUDIT, 7 * AUDIT, 6 * AUDIT]
     orchestrate, aggregate = 16 * SHARD // 50, 16 * SHARD // 50
     paid = sum(work) + sum(audits) + orchestrate + aggregate
-    deposited = 10 * ONE_MCC
+    deposited = 20 * ONE_MCC
     burnt = deposited // 100
     names = ["worker-1", "worker-2", "worker-3", "worker-4"]
     start = 1000 * ONE_MCC
     return Report(
-        jobs=(Job(JOB, "infer", "settled", Shards(16, 16, 1, 3), 121.25, Check(2048, 3.1e-7)),),
-        workers=(
-            Worker("worker-1", ALICE, 8, 0, 0, 0),
-            Worker("worker-2", BOB, 7, 0, 0, 0),
-            Worker("worker-3", CAROL, 1, 0, 0, 1, "killed"),
-            Worker("worker-4", MALLORY, 0, 1, 1, 0, "cheater"),
-        ),
-        audits=(
-            Audits("validator-1", "first", "accepted", 6, 6 * UNITS // 16),
-            Audits("validator-1", "first", "mismatch", 1, UNITS // 16),
-            Audits("validator-2", "first", "accepted", 6, 6 * UNITS // 16),
-            Audits("validator-2", "confirm", "mismatch", 1, UNITS // 16),
-            Audits("validator-3", "first", "accepted", 5, 5 * UNITS // 16),
-            Audits("validator-3", "second", "accepted", 1, UNITS // 16),
-        ),
-        cheater=Cheater(MALLORY, 1, 0, (Finding(3, 8, "validator-1", "validator-2"),)),
-        killed=Killed("16Uiu2HAmQkmVy6QkGRmfEYpPEjdWQnMf9qYVwGZjYg9Xb1Xq6a9K", 1),
+        jobs=(EMBEDDING, LANGUAGE),
+        cheater=Cheater(MALLORY, 8, 0),
+        killed=Killed("16Uiu2HAmQkmVy6QkGRmfEYpPEjdWQnMf9qYVwGZjYg9Xb1Xq6a9K", 2),
         receipts=(
-            Receipts("work", 16, sum(work)),
+            Receipts("work", 39, sum(work)),
             Receipts("audit", 20, sum(audits)),
             Receipts("orchestrate", 1, orchestrate),
             Receipts("aggregate", 1, aggregate),
         ),
-        anchors=(Anchor(1, "0x" + "7e" * 32, "0x" + "5d" * 32),),
+        anchors=(
+            Anchor(1, "0x" + "7e" * 32, "0x" + "5d" * 32),
+            Anchor(1, "0x" + "6c" * 32, "0x" + "4b" * 32),
+        ),
         accounts=(
             account("orchestrator", ORCHESTRATOR, start - 200 * ONE_MCC, orchestrate + aggregate),
             *(account(*each) for each in zip(names, WORKERS, [start] * 4, work, strict=True)),
@@ -95,8 +140,8 @@ def whole_report() -> Report:
         ),
         researcher=Researcher(RESEARCHER, start, start - burnt - paid),
         escrow=Escrow(deposited, burnt, paid, deposited - burnt - paid),
-        audit_overhead=20 / 16 / 16,
-        audit_overhead_steady=0.011,
+        audit_overhead=0.2,
+        audit_overhead_steady=0.02,
         heads=61,
         committee=3,
         quorum=2,
@@ -116,7 +161,18 @@ REPORT = whole_report()
 
 
 def with_job(report: Report, **changes: Any) -> Report:
-    return replace(report, jobs=(replace(report.jobs[0], **changes),))
+    return replace(report, jobs=(replace(report.jobs[0], **changes), *report.jobs[1:]))
+
+
+def with_training(report: Report, **changes: Any) -> Report:
+    return replace(report, jobs=(report.jobs[0], replace(report.jobs[1], **changes)))
+
+
+def with_worker(job: Job, at: int, **changes: Any) -> tuple[Worker, ...]:
+    return tuple(
+        replace(worker, **changes) if number == at else worker
+        for number, worker in enumerate(job.workers)
+    )
 
 
 def with_account(report: Report, name: str, **changes: Any) -> Report:
@@ -143,20 +199,63 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "other output": (lambda r: with_job(r, check=Check(2048, 2e-5)), "by 2e-05, more than 1e-05"),
     "not a number": (lambda r: with_job(r, check=Check(2048, math.nan)), "by nan, more than"),
     "whose shard": (
-        lambda r: replace(r, workers=r.workers[:1] + r.workers[2:]),
+        lambda r: with_job(r, workers=with_worker(EMBEDDING, 1, accepted=0)),
         "16 shards were accepted, but the workers' add up to 9",
     ),
-    "not caught": (lambda r: replace(r, cheater=replace(r.cheater, rejected=0)), "not caught"),
+    "not caught": (
+        lambda r: with_job(r, workers=with_worker(EMBEDDING, 3, rejected=0)),
+        "(infer): the cheater was not caught",
+    ),
+    "not caught in training": (
+        lambda r: with_training(r, workers=with_worker(LANGUAGE, 3, accepted=7, rejected=0)),
+        "(train): the cheater was not caught",
+    ),
+    "round missing": (
+        lambda r: with_training(r, check=replace(LOSSES, loss=(5.5, 4.0))),
+        "its losses on held-out text are not known for all rounds",
+    ),
+    "no losses": (lambda r: with_training(r, check=None), "are not known for all rounds"),
+    "worse than alone": (
+        lambda r: with_training(r, check=Losses(LOSSES.loss, 2.2)),
+        "the swarm came to 2.3000 nats per byte, one worker alone to 2.2000",
+    ),
+    "loss not a number": (
+        lambda r: with_training(r, check=Losses((*LOSSES.loss[:-1], math.nan), 2.45)),
+        "the swarm came to nan nats per byte",
+    ),
+    "shard of no round": (
+        lambda r: with_training(r, shards=replace(LANGUAGE.shards, accepted=31)),
+        "31 of 32 shards were accepted",
+    ),
+    "whose round": (
+        lambda r: with_training(r, workers=with_worker(LANGUAGE, 1, accepted=3)),
+        "32 shards entered their round, but the workers' add up to 23",
+    ),
+    "unaudited span": (
+        lambda r: with_training(r, audits=LANGUAGE.audits[1:]),
+        "2 workers were paid, and 1 audits passed",
+    ),
+    "cheater told of twice": (
+        lambda r: replace(r, cheater=replace(r.cheater, rejected=16)),
+        "16 rejections are told of all jobs, 8 of each",
+    ),
     "cheater paid": (lambda r: replace(r, cheater=replace(r.cheater, received=1)), "received 0.0"),
     "not re-issued": (
-        lambda r: replace(r, killed=replace(r.killed, reissued=0)),
-        "no shard of the killed worker 16Uiu2",
+        lambda r: with_job(r, reissued_of_killed=0),
+        "(infer): no shard of the killed worker was re-issued",
+    ),
+    "not re-issued in training": (
+        lambda r: with_training(r, reissued_of_killed=0),
+        "(train): no shard of the killed worker was re-issued",
     ),
     "honest rejected": (
-        lambda r: replace(r, workers=(replace(r.workers[0], rejected=2), *r.workers[1:])),
+        lambda r: with_job(r, workers=with_worker(EMBEDDING, 0, rejected=2)),
         "worker-1 is honest, and 2 of its shards were rejected",
     ),
-    "unaudited": (lambda r: replace(r, audits=r.audits[:3]), "only 12 audits passed"),
+    "unaudited": (
+        lambda r: with_job(r, audits=EMBEDDING.audits[:3]),
+        "16 shards were accepted, but only 12 audits passed",
+    ),
     "free audits": (lambda r: replace(r, audit_overhead=0.0), "audit_overhead is 0"),
     "endless audits": (
         lambda r: replace(r, audit_overhead_steady=math.inf),
@@ -164,8 +263,8 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "no heads": (lambda r: replace(r, heads=0), "no head of a job log was certified"),
     "paid twice": (
-        lambda r: replace(r, receipts=(replace(r.receipts[0], count=17), *r.receipts[1:])),
-        "16 shards were accepted, but 17 receipts are of work",
+        lambda r: replace(r, receipts=(replace(r.receipts[0], count=40), *r.receipts[1:])),
+        "39 shards passed, but 40 receipts are of work",
     ),
     "receipts wrong": (
         lambda r: replace(
@@ -173,9 +272,12 @@ BROKEN: dict[str, tuple[Change, str]] = {
         ),
         "the receipts add up to",
     ),
-    "no anchor": (lambda r: replace(r, anchors=()), "no settlement was anchored"),
+    "no anchor": (
+        lambda r: replace(r, anchors=r.anchors[:1]),
+        "1 settlement anchored for 2 jobs",
+    ),
     "no transaction": (
-        lambda r: replace(r, anchors=(replace(r.anchors[0], tx=""),)),
+        lambda r: replace(r, anchors=(replace(r.anchors[0], tx=""), r.anchors[1])),
         "the anchor of epoch 1 has no transaction",
     ),
     "no deposit": (
@@ -184,7 +286,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "escrow short": (
         lambda r: replace(r, escrow=replace(r.escrow, refunded=r.escrow.refunded - 1)),
-        "the escrow is not exact: 10 MCC deposited, 9.999999999999999999 burnt, paid and refunded",
+        "the escrow is not exact: 20 MCC deposited, 19.999999999999999999 burnt, paid and refunded",
     ),
     "escrow over": (
         lambda r: replace(r, escrow=replace(r.escrow, burnt=r.escrow.burnt + 1)),
@@ -192,7 +294,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "unpaid": (
         lambda r: with_account(r, "worker-1", after=1000 * ONE_MCC),
-        f"worker-1 {ALICE} received 0 MCC, its receipts add up to 2.79",
+        f"worker-1 {ALICE} received 0 MCC, its receipts add up to 6.",
     ),
     "overpaid": (
         lambda r: with_account(r, "validator-2", after=801 * ONE_MCC),
@@ -240,13 +342,19 @@ def test_what_does_not_hold_is_named(name: str) -> None:
 
 
 def test_a_killed_worker_may_have_been_found_silent() -> None:
-    workers = [replace(w, rejected=1) if w.mark == "killed" else w for w in REPORT.workers]
-    assert problems(replace(REPORT, workers=tuple(workers))) == []
+    workers = with_worker(EMBEDDING, 2, rejected=1)
+    assert problems(with_job(REPORT, workers=workers)) == []
 
 
 def test_every_problem_is_named_not_the_first_only() -> None:
     broken = with_job(REPORT, state="failed", check=None)
     assert len(problems(replace(broken, anchors=(), left_behind=("a", "b")))) == 5
+
+
+def test_a_training_job_by_itself_holds_too() -> None:
+    alone = replace(REPORT, jobs=(LANGUAGE,), cheater=replace(REPORT.cheater, rejected=7))
+    found = problems(replace(alone, killed=replace(alone.killed, reissued=1)))
+    assert found == ["23 shards passed, but 39 receipts are of work"]
 
 
 def test_the_json_has_exactly_the_promised_keys() -> None:
@@ -273,12 +381,20 @@ def test_the_json_has_exactly_the_promised_keys() -> None:
             "shards": {"total": 16, "accepted": 16, "rejected": 1, "reissued": 3},
             "seconds": 121.25,
             "check": {"rows": 2048, "max_abs_diff": 3.1e-7},
-        }
+        },
+        {
+            "id": TRAINING,
+            "kind": "train",
+            "state": "settled",
+            "shards": {"total": 32, "accepted": 32, "rejected": 9, "reissued": 1},
+            "seconds": 90.5,
+            "check": {"loss": [5.5, 4.0, 2.9, 2.7, 2.6, 2.5, 2.4, 2.4, 2.3], "loss_alone": 2.45},
+        },
     ]
-    assert found["cheater"] == {"address": MALLORY, "rejected": 1, "received": "0"}
-    assert found["killed"] == {"peer": REPORT.killed.peer, "reissued": 1}
-    assert found["receipts"] == 38
-    assert found["anchors"] == [{"epoch": 1, "root": "0x" + "7e" * 32, "tx": "0x" + "5d" * 32}]
+    assert found["cheater"] == {"address": MALLORY, "rejected": 8, "received": "0"}
+    assert found["killed"] == {"peer": REPORT.killed.peer, "reissued": 2}
+    assert found["receipts"] == 61
+    assert found["anchors"][0] == {"epoch": 1, "root": "0x" + "7e" * 32, "tx": "0x" + "5d" * 32}
     assert found["processes"][0] == {"role": "chain", "pid": 4000, "port": 30_000}
 
 
