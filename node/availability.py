@@ -37,6 +37,8 @@ class Availability:
         self.trouble = ""
         """Why nothing could be kept here lately."""
         self._rests_until = -math.inf
+        self.changes = 0
+        """How often it was paused, resumed or left."""
         self._changed = trio.Event()
         self._steps: dict[int, Step] = {}
         self._number = 0
@@ -81,10 +83,15 @@ class Availability:
         self.paused = False
         self._notify()
 
-    async def changed(self, deadline_s: float) -> None:
-        """Wait until it was paused, resumed or left, *deadline_s* at most."""
+    async def changed(self, deadline_s: float, since: int | None = None) -> None:
+        """Wait until it was paused, resumed or left, *deadline_s* at most.
+
+        With *since* a former `changes`: returns at once if that has happened meanwhile.
+        """
         with trio.move_on_after(deadline_s):
-            await self._changed.wait()
+            while since is None or since == self.changes:
+                since = self.changes
+                await self._changed.wait()
 
     @contextmanager
     def before_leaving(self, step: Step) -> Iterator[None]:
@@ -113,5 +120,6 @@ class Availability:
         return not scope.cancelled_caught
 
     def _notify(self) -> None:
+        self.changes += 1
         self._changed.set()
         self._changed = trio.Event()

@@ -225,8 +225,10 @@ def _settings(config: Config) -> NodeSettings:
 
 async def _advertise(config: Config, ports: Ports, network: Libp2pNetwork) -> None:
     """Keep this node's signed capability where others find it."""
+    issued = 0
     while True:
-        now = int(ports.wall())
+        changes = ports.availability.changes
+        issued = max(int(ports.wall()), issued + 1)  # of two in one second others keep the first
         resting = set() if ports.availability.open else {"worker"}
         capability = Capability(
             roles=tuple(sorted(set(config.roles) - resting)),
@@ -235,11 +237,11 @@ async def _advertise(config: Config, ports: Ports, network: Libp2pNetwork) -> No
             memory_bytes=config.worker.memory,
             units_per_second=await _measured_speed(config, ports),
             ask=config.ask,
-            issued=now,
+            issued=issued,
         )
-        signed = ports.domain.sign(ports.identity, capability, expires=now + CAPABILITY_LIFE_S)
+        signed = ports.domain.sign(ports.identity, capability, expires=issued + CAPABILITY_LIFE_S)
         await network.advertise(signed)
-        await ports.availability.changed(CAPABILITY_LIFE_S / 2)
+        await ports.availability.changed(CAPABILITY_LIFE_S / 2, changes)
 
 
 async def _status_line(node: Node, network: Libp2pNetwork) -> str:

@@ -30,21 +30,22 @@ from meshd.node.control.api import (
     Submitted,
 )
 from meshd.node.control.api import JobState as JobStateName
+from meshd.node.failing import missing_blobs
 from meshd.node.jobs import JobRecord
 from meshd.node.node import Node
 from meshd.node.parts import PartError, parts_of, read_part
 from meshd.node.replaydesk import tell_replay
-from meshd.node.researcher import SubmitError, SubmittedJob
+from meshd.node.researcher import SubmitError
 from meshd.node.submission import SHORTEST_S, draft_job
+from meshd.node.submitted import SubmittedJob
 from meshd.node.why import Candidate, job_text, node_reasons, shard_reasons
-from meshd.node.workloads.datasets import parse_manifest
 from meshd.node.workloads.errors import RowsError, WorkloadError
 from meshd.node.workloads.rows import unpack
 from meshd.p2p.blobs import BlobError
 from meshd.p2p.codec import digest
 from meshd.p2p.identity import NOBODY, hex_address
 from meshd.p2p.libp2p import Libp2pNetwork
-from meshd.p2p.messages import ZERO, JobTerms
+from meshd.p2p.messages import JobTerms
 
 WATCH_S = 2.0
 
@@ -283,6 +284,9 @@ class JobDesk:
         if not over:
             orchestrator = record.orchestrator if record is not None else NOBODY
             note = _start_text(job, record) or job_text(terms, state, orchestrator)
+            missing = missing_blobs(self.node.ports.blobs, terms)
+            if missing and not note:
+                note = f"{missing[0]} is not on this machine any more: others may not get it"
         return JobWhy(
             id="0x" + job_id.hex(),
             state=job.state.value,
@@ -331,19 +335,15 @@ class JobDesk:
 
     def _check_blobs(self, terms: JobTerms) -> None:
         """Raise ControlError unless everything that the job reads is in the blob store."""
-        blobs = self.node.ports.blobs
         try:
-            needed = [terms.program, terms.data]
-            if terms.data in blobs:
-                needed += [c.digest for c in parse_manifest(blobs.read(terms.data)).chunks]
-            needed += [terms.initial_state] if terms.initial_state != ZERO else []
-            missing = [name for name in needed if name not in blobs]
+            missing = missing_blobs(self.node.ports.blobs, terms)
         except (BlobError, WorkloadError) as error:
             raise ControlError("failed", f"the job's data is damaged: {error}") from error
         if missing:
             raise ControlError(
                 "failed",
-                f"{len(missing)} of the job's blobs are not on this machine any more",
+                f"{len(missing)} of the job's blobs are not on this machine any more, first "
+                f"{missing[0]}",
                 "submit its description again with `meshd job submit`",
             )
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING, cast
 
 import structlog
@@ -21,13 +19,14 @@ from meshd.ledger.chain import (
 )
 from meshd.ledger.terms import terms_problem
 from meshd.node.archive import keep_log, load_log, read_log
-from meshd.node.counts import Counts, counts_of
+from meshd.node.counts import Counts
 from meshd.node.failing import failure_of
 from meshd.node.jobs import JobRecord, Jobs
 from meshd.node.kinds.kind import JobContext
 from meshd.node.log.follower import Follower
 from meshd.node.log.view import LogView
 from meshd.node.ports import Ports
+from meshd.node.submitted import OVER, JobState, SubmittedJob
 from meshd.node.workloads.errors import WorkloadError
 from meshd.p2p.codec import Signed
 from meshd.p2p.messages import (
@@ -56,48 +55,8 @@ GIVE_UP_BLOCKS = 60
 MAX_OUTPUT = 16 << 30
 
 
-class JobState(Enum):
-    """The states of a submitted job."""
-
-    ANNOUNCED = "announced"
-    RUNNING = "running"
-    SETTLING = "settling"
-    SETTLED = "settled"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
-
-
-OVER = (JobState.SETTLED, JobState.CANCELLED, JobState.FAILED)
-
-
 class SubmitError(Exception):
     """A job cannot be submitted, or an order about it not be followed; the text says the cure."""
-
-
-@dataclass
-class SubmittedJob:
-    """A job of this researcher, as far as it has come."""
-
-    id: bytes
-    terms: Signed[JobTerms]
-    salt: bytes
-    state: JobState = JobState.ANNOUNCED
-    detail: str = ""
-    view: LogView | None = None
-    output: bytes | None = None
-    """Blob digest of the output, once it is here."""
-    created: float = 0.0
-    ended: float | None = None
-    """Unix seconds of the submission and of the end."""
-    kept: Counts | None = None
-    """The counts when it ended, from disk."""
-
-    @property
-    def counts(self) -> Counts:
-        """How many of its shards have come how far."""
-        if self.view is None and self.kept is not None:
-            return self.kept
-        return counts_of(self.terms.message, self.view.state if self.view else None)
 
 
 class Researcher:
@@ -370,9 +329,8 @@ class Researcher:
         elif end is not None and end.reason == JobEndReason.STOPPED:
             await self._enter(job, JobState.CANCELLED, "stopped: what passed was paid")
         else:
-            why = "its deadline passed" if end is None else JobEndReason(end.reason).name.lower()
-            if end is not None and end.reason == JobEndReason.FAILED:
-                why = await failure_of(context)
+            reason = JobEndReason.DEADLINE if end is None else JobEndReason(end.reason)
+            why = await failure_of(context, reason)
             await self._enter(
                 job, JobState.FAILED, f"{why}; what passed was paid, the rest is back"
             )

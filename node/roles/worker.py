@@ -66,9 +66,9 @@ class Worker:
     """Computes shards for every job that matches."""
 
     def __init__(self, ports: Ports, jobs: Jobs, settings: WorkerSettings) -> None:
-        self._ports = ports
-        self._jobs = jobs
-        self._settings = settings
+        self.ports = ports
+        self.jobs = jobs
+        self.settings = settings
         self._free = list(range(settings.slots))
         self._freed = trio.Event()
         self.running: dict[bytes, Shard] = {}
@@ -78,7 +78,7 @@ class Worker:
         """Work until cancelled."""
         async with trio.open_nursery() as nursery:
             task_status.started()
-            async for record in self._jobs.ready():
+            async for record in self.jobs.ready():
                 why = self.mismatch(record)
                 if why is not None:
                     log.info("job does not match", job=record.id.hex()[:8], why=why)
@@ -89,16 +89,16 @@ class Worker:
         """Return why this machine does not work for a job, None if it does."""
         assert record.terms is not None
         terms = record.terms.message
-        if terms.price < self._settings.ask:
-            return f"it pays {terms.price} a giga unit, this machine asks {self._settings.ask}"
-        if terms.workers and self._ports.address not in terms.workers:
+        if terms.price < self.settings.ask:
+            return f"it pays {terms.price} a giga unit, this machine asks {self.settings.ask}"
+        if terms.workers and self.ports.address not in terms.workers:
             return "only other workers are allowed"
-        if terms.memory_bytes > self._settings.memory_bytes:
+        if terms.memory_bytes > self.settings.memory_bytes:
             return f"it needs {terms.memory_bytes} bytes, this machine offers " + str(
-                self._settings.memory_bytes
+                self.settings.memory_bytes
             )
-        if terms.device not in ("any", self._settings.device):
-            return f"it needs a {terms.device}, this machine has a {self._settings.device}"
+        if terms.device not in ("any", self.settings.device):
+            return f"it needs a {terms.device}, this machine has a {self.settings.device}"
         return None
 
     async def take_slot(self) -> int:
@@ -115,32 +115,17 @@ class Worker:
 
     async def note_speed(self, units: int, seconds: float) -> None:
         """Keep the compute units a second of the shard just computed, for the capability."""
-        await self._ports.store.execute(
+        await self.ports.store.execute(
             "insert into setting values('units_per_second', ?) "
             "on conflict(name) do update set value=excluded.value",
             (str(int(units / max(seconds, 1e-3))),),
         )
 
     @property
-    def ports(self) -> Ports:
-        """This node."""
-        return self._ports
-
-    @property
-    def jobs(self) -> Jobs:
-        """The jobs it knows."""
-        return self._jobs
-
-    @property
     def limits(self) -> Limits:
         """What one shard may use here."""
-        settings = self._settings
+        settings = self.settings
         return Limits(memory_bytes=settings.memory_bytes, wall_s=settings.wall_s)
-
-    @property
-    def settings(self) -> WorkerSettings:
-        """What it offers."""
-        return self._settings
 
 
 class _JobWork:

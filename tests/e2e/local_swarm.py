@@ -34,6 +34,8 @@ T = TypeVar("T")
 PATIENCE_S = 300.0
 """How long anything may take on a busy machine before a test fails."""
 POLL_S = 0.1
+EPOCH_BLOCKS = 6
+"""Blocks after which a stake counts, and one."""
 ROWS = 48
 
 JOB = {
@@ -114,8 +116,14 @@ class LocalSwarm:
             nursery.start_soon(self.swarm.add, "researcher", "researcher", ())
         await self.swarm.fund()
         await self.swarm.stake()
+        staked = self.height()
         await self.swarm.wait_discovered()
         self.write_inputs(self.folder)
+        wait_for("the stakes count", lambda: self.height() > staked + EPOCH_BLOCKS)
+
+    def height(self) -> int:
+        """Return the chain's height as the researcher's daemon has seen it."""
+        return self.researcher.status()["chain"]["height"] or 0
 
     def write_inputs(self, folder: Path) -> None:
         """Write the program and the dataset that JOB names."""

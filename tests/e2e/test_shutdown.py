@@ -45,7 +45,7 @@ def job(swarm: LocalSwarm) -> Iterator[str]:
     job_id = swarm.submit(seed=3)
     swarm.wait_job("it has results", job_id, lambda detail: detail["shards"]["accepted"] > 0)
     yield job_id
-    if swarm.detail(job_id)["state"] in ("announced", "running"):
+    if swarm.researcher.job(job_id)["state"] in ("announced", "running"):
         swarm.meshd("job", "cancel", job_id)
 
 

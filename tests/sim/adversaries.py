@@ -5,15 +5,26 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import trio
+from sim.forging import Opened, closed, is_canary, layout_for, opened, shortened
 from sim.wiretap import Relay
 
 from meshd.ledger.joblog import entries_root
-from meshd.node.compute.executor import Executor, InferRequest
+from meshd.node.compute.executor import (
+    CloseRequest,
+    CloseResult,
+    Executor,
+    InferRequest,
+    TrainRequest,
+    TrainResult,
+)
 from meshd.node.workloads.rows import Rows, pack, unpack
-from meshd.p2p.codec import Signed
+from meshd.node.workloads.training.plain import Floats
+from meshd.node.workloads.training.settings import TrainSettings
+from meshd.p2p.codec import Signed, digest
 from meshd.p2p.identity import Address, Identity
 from meshd.p2p.messages import (
     ZERO,
@@ -30,6 +41,7 @@ from meshd.p2p.messages import (
     Message,
     Open,
     OpenRequest,
+    RoundClose,
     VerdictCommit,
 )
 from meshd.p2p.network import Handler, Network, RequestRefused
@@ -45,7 +57,7 @@ def signed_anew(identity: Identity, network: Network, message: M, like: Signed[M
 # ---- workers -----------------------------------------------------------------------------
 
 
-class _Wrapped:
+class Wrapped:
     """An executor around an honest one."""
 
     def __init__(self, inner: Executor) -> None:
@@ -54,6 +66,12 @@ class _Wrapped:
     async def infer(self, job: InferRequest) -> bytes:
         return await self._inner.infer(job)
 
+    async def train(self, job: TrainRequest) -> TrainResult:
+        return await self._inner.train(job)
+
+    async def close_round(self, job: CloseRequest) -> CloseResult:
+        return await self._inner.close_round(job)
+
     async def measure(self) -> int:
         return await self._inner.measure()
 
@@ -61,7 +79,7 @@ class _Wrapped:
         await self._inner.aclose()
 
 
-class Inventing(_Wrapped):
+class Inventing(Wrapped):
     """Invents a share of the rows of every shard."""
 
     def __init__(self, inner: Executor, share: float, seed: int = 0) -> None:
@@ -86,7 +104,7 @@ def spoilt(rows: Rows, index: int) -> bytes:
     return bytes(row)
 
 
-class Caching(_Wrapped):
+class Caching(Wrapped):
     """Computes its first shard and answers all others with the same rows."""
 
     def __init__(self, inner: Executor) -> None:
@@ -101,12 +119,143 @@ class Caching(_Wrapped):
         return pack(schema, self._cached[:wanted])
 
 
-class Hoarding(_Wrapped):
+class Hoarding(Wrapped):
     """Takes leases, says it is at work, and never comes to an end."""
 
     async def infer(self, job: InferRequest) -> bytes:
         await trio.sleep_forever()
         raise AssertionError("unreachable")
+
+    async def train(self, job: TrainRequest) -> TrainResult:
+        if is_canary(job):  # it has to show its numeric class
+            return await super().train(job)
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+
+# ---- workers that train ------------------------------------------------------------------
+
+
+class Training(Wrapped):
+    """Cheats in shards number *first* to *last* of those it is given; elsewhere it is honest."""
+
+    def __init__(self, inner: Executor, *, first: int = 0, last: int | None = None) -> None:
+        super().__init__(inner)
+        self._first, self._last = first, last
+        self._count = 0
+
+    async def train(self, job: TrainRequest) -> TrainResult:
+        if job.slot < 0 or is_canary(job):
+            return await super().train(job)
+        number = self._count
+        self._count += 1
+        if number < self._first or (self._last is not None and number > self._last):
+            return await super().train(job)
+        return await self.cheat(job)
+
+    async def cheat(self, job: TrainRequest) -> TrainResult:
+        """Return what is not what the shard comes to."""
+        raise NotImplementedError
+
+
+Poison = Callable[[Opened, random.Random], Opened]
+
+
+def flipped(numbers: Opened, _: random.Random) -> Opened:
+    """Return the contribution with its sign turned."""
+    return numbers.each(lambda x: -x, lambda x: -x)
+
+
+def zeroed(numbers: Opened, _: random.Random) -> Opened:
+    """Return a contribution of nothing."""
+    return numbers.each(lambda _: 0.0, lambda _: 0.0)
+
+
+def noise(numbers: Opened, luck: random.Random) -> Opened:
+    """Return random numbers, ten times as large."""
+
+    def some(values: Floats) -> Floats:
+        size = 10 * max(map(abs, values), default=0.0) + 1e-6
+        return [luck.uniform(-size, size) for _ in values]
+
+    changes, fresh = [[some(v) for v in part] for part in (numbers.changes, numbers.fresh)]
+    return replace(numbers, changes=changes, fresh=fresh)
+
+
+class Poisoning(Training):
+    """Computes its shards and contributes something else."""
+
+    def __init__(
+        self,
+        inner: Executor,
+        poison: Poison,
+        *,
+        first: int = 0,
+        last: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(inner, first=first, last=last)
+        self._poison = poison
+        self._random = random.Random(seed)
+
+    async def cheat(self, job: TrainRequest) -> TrainResult:
+        honest = await self._inner.train(job)
+        layout = layout_for(job)
+        numbers = self._poison(opened(honest.contribution, layout), self._random)
+        settings = TrainSettings.parse(job.settings)
+        return replace(honest, contribution=closed(numbers, layout, settings))
+
+
+class Skipping(Training):
+    """Leaves a share of the steps out and extrapolates the rest."""
+
+    def __init__(
+        self, inner: Executor, share: float = 0.25, *, first: int = 0, last: int | None = None
+    ) -> None:
+        super().__init__(inner, first=first, last=last)
+        self._share = share
+
+    async def cheat(self, job: TrainRequest) -> TrainResult:
+        settings = TrainSettings.parse(job.settings)
+        steps = max(1, round(settings.steps * (1 - self._share)))
+        short = shortened(job, steps)
+        done = await self._inner.train(short)
+        numbers = opened(done.contribution, layout_for(short))
+        more = settings.steps / steps
+        losses = [*numbers.losses, *[numbers.losses[-1]] * (settings.steps - steps)]
+        longer = replace(numbers.each(lambda x: x * more, lambda x: x), losses=losses)
+        return TrainResult(closed(longer, layout_for(job), settings), done.end_digest)
+
+
+class Copying(Training):
+    """Hands in what another contributed to the same round, if anybody did so yet."""
+
+    def __init__(self, inner: Executor, others: Callable[[TrainRequest], bytes | None]) -> None:
+        super().__init__(inner)
+        self._others = others
+
+    async def cheat(self, job: TrainRequest) -> TrainResult:
+        copied = self._others(job)
+        if copied is None:
+            return await self._inner.train(job)
+        await trio.lowlevel.checkpoint()
+        return TrainResult(copied, bytes(digest(copied)))
+
+
+class Misremembering(Training):
+    """Contributes what it computed and commits to another end state."""
+
+    async def cheat(self, job: TrainRequest) -> TrainResult:
+        honest = await self._inner.train(job)
+        return replace(honest, end_digest=digest(honest.end_digest))
+
+
+class Inexact(Wrapped):
+    """Computes other bits than most machines: those of a numeric class of its own."""
+
+    async def train(self, job: TrainRequest) -> TrainResult:
+        done = await super().train(job)
+        return replace(done, end_digest=digest(b"other rounding" + done.end_digest))
 
 
 class NeverOpening(Relay):
@@ -119,7 +268,7 @@ class NeverOpening(Relay):
 
 
 class OpeningMalformed(Relay):
-    """Opens rows under paths that lead nowhere."""
+    """Opens rows, or end digests, under salts that lead nowhere."""
 
     def __init__(self, inner: Network, identity: Identity) -> None:
         super().__init__(inner)
@@ -129,7 +278,8 @@ class OpeningMalformed(Relay):
         said = await super().answer(signed, handler)
         if said is not None and isinstance(said.message, Open):
             rows = tuple(row.model_copy(update={"salt": ZERO}) for row in said.message.rows)
-            message = said.message.model_copy(update={"rows": rows})
+            lie = {"rows": rows, "digests": (ZERO,) * len(said.message.digests)}
+            message = said.message.model_copy(update=lie)
             return cast(Signed[Message], signed_anew(self._identity, self, message, said))
         return said
 
@@ -266,7 +416,7 @@ class Withholding(Relay):
         return await super().answer(signed, handler)
 
 
-class _HeadForger(Relay):
+class HeadForger(Relay):
     """An orchestrator that sends other heads than its honest half made."""
 
     def __init__(self, inner: Network, identity: Identity, share: float, seed: int) -> None:
@@ -284,14 +434,14 @@ class _HeadForger(Relay):
             luck = random.Random(f"{self._seed}/{head.message.term}/{head.message.seq}").random()
             if luck < self._share:
                 entries = self.forge(to, head.message, message.entries)
-                signed = self._batch_with(message, head.message, entries, signed)
+                signed = self.batch_with(message, head.message, entries, signed)
         return await super().request(to, signed, deadline_s=deadline_s)
 
     @abstractmethod
     def forge(self, to: Address, head: LogHead, entries: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """Return the entries to send instead of *entries*."""
 
-    def _batch_with(
+    def batch_with(
         self, batch: LogBatch, head: LogHead, entries: tuple[bytes, ...], like: Signed[Message]
     ) -> Signed[Message]:
         root = entries_root([self.domain.open(raw) for raw in entries])
@@ -303,14 +453,14 @@ class _HeadForger(Relay):
         return self.domain.sign(self.identity, message).raw
 
 
-class Equivocating(_HeadForger):
+class Equivocating(HeadForger):
     """Two heads for one place: half of the committee sees one without its last entry."""
 
     def forge(self, to: Address, head: LogHead, entries: tuple[bytes, ...]) -> tuple[bytes, ...]:
         return entries[:-1] if to[-1] % 2 else entries
 
 
-class Overpaying(_HeadForger):
+class Overpaying(HeadForger):
     """Logs a cut that is not due and pays itself for another attempt of a shard."""
 
     def forge(self, to: Address, head: LogHead, entries: tuple[bytes, ...]) -> tuple[bytes, ...]:
@@ -330,7 +480,55 @@ class Overpaying(_HeadForger):
         return (*entries, self.sign(again), self.sign(cut))
 
 
-class Favouring(_HeadForger):
+class _CloseForger(HeadForger):
+    """An orchestrator that closes rounds otherwise than its honest half does."""
+
+    def __init__(self, inner: Network, identity: Identity) -> None:
+        super().__init__(inner, identity, 1.0, 0)
+
+    def forge(self, to: Address, head: LogHead, entries: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        return tuple(self._forged_entry(raw) for raw in entries)
+
+    def _forged_entry(self, raw: bytes) -> bytes:
+        message = self.domain.open(raw).message
+        return self.sign(self.close(message)) if isinstance(message, RoundClose) else raw
+
+    async def publish(self, topic: str, signed: Signed[Message]) -> None:
+        await super().publish(topic, self._forged(signed))
+
+    async def request(
+        self, to: Address, signed: Signed[Message], *, deadline_s: float = 10.0
+    ) -> Signed[Message] | None:
+        return await super().request(to, self._forged(signed), deadline_s=deadline_s)
+
+    def _forged(self, signed: Signed[Message]) -> Signed[Message]:
+        if not isinstance(signed.message, RoundClose):
+            return signed
+        return cast(
+            Signed[Message], signed_anew(self.identity, self, self.close(signed.message), signed)
+        )
+
+    @abstractmethod
+    def close(self, close: RoundClose) -> RoundClose:
+        """Return the close to tell of instead."""
+
+
+class ClosingWrongly(_CloseForger):
+    """Names another state than the one that follows."""
+
+    def close(self, close: RoundClose) -> RoundClose:
+        return close.model_copy(update={"state_after": digest(close.state_after)})
+
+
+class ClosingWithout(_CloseForger):
+    """Leaves one contribution out of every round."""
+
+    def close(self, close: RoundClose) -> RoundClose:
+        kept = {"commitments": close.commitments[1:], "weights": close.weights[1:], "gated": ()}
+        return close.model_copy(update=kept)
+
+
+class Favouring(HeadForger):
     """Gives an accomplice more leases than it may have: every shard's next attempt."""
 
     def __init__(

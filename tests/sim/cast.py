@@ -6,30 +6,46 @@ from collections.abc import Callable
 from typing import Any
 
 import trio
+from sim.forging import is_canary
 from sim.invariants import Cast, check_all
 from sim.swarm import SETTLE_IN_S, SimNode, Swarm, reference_rows
 
 from meshd.ledger.jobstate import JobState
-from meshd.node.compute.executor import InferRequest
+from meshd.node.compute.executor import InferRequest, TrainRequest, TrainResult
 from meshd.node.compute.toy import ToyExecutor
-from meshd.node.researcher import SubmittedJob
+from meshd.node.submitted import SubmittedJob
 from meshd.node.workloads.rows import unpack
 
 VALIDATORS = ("victor", "vera", "vince", "viola", "vito")
-WORKERS = ("wanda", "will", "walt")
+WORKERS = ("wanda", "will", "walt", "wendy", "wade")
 
 
 class CountingExecutor(ToyExecutor):
-    """Remembers the inputs of every shard that it was given."""
+    """Remembers every shard that it was given."""
 
     def __init__(self, units_per_second: int = 1000) -> None:
         super().__init__(units_per_second)
         self.inputs: list[bytes] = []
+        """Of inference."""
+        self.begun: list[tuple[int, int]] = []
+        """Round and shard, of training."""
+        self.running: set[tuple[int, int]] = set()
 
     async def infer(self, job: InferRequest) -> bytes:
         if job.slot >= 0:
             self.inputs.append(job.inputs)
         return await super().infer(job)
+
+    async def train(self, job: TrainRequest) -> TrainResult:
+        if is_canary(job):
+            return await super().train(job)
+        place = (job.round, job.shard)
+        self.begun.append(place)
+        self.running.add(place)
+        try:
+            return await super().train(job)
+        finally:
+            self.running.discard(place)
 
 
 async def gather(
@@ -50,7 +66,7 @@ async def gather(
     for name in WORKERS[:workers]:
         own = {"executor": CountingExecutor(speed), **special.get(name, {})}
         await swarm.add(name, "worker", **own)
-    rita = await swarm.add("rita")
+    rita = await swarm.add("rita", **special.get("rita", {}))
     await trio.sleep(SETTLE_IN_S)
     return rita
 

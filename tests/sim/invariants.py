@@ -7,13 +7,24 @@ from dataclasses import dataclass
 
 from sim.swarm import SimNode, Swarm, reference_rows
 
-from meshd.ledger.audits import Status, Work
+from meshd.ledger.audits import Status
 from meshd.ledger.jobstate import JobState
 from meshd.ledger.settlement import Statement
+from meshd.ledger.works import Work, works_of
+from meshd.node.compute.executor import TrainRequest
+from meshd.node.compute.toy_training import train_toy
+from meshd.node.compute.training import admit_training
 from meshd.node.log.view import LogView
-from meshd.node.researcher import SubmittedJob
 from meshd.node.settling import closed_state, statement_at
+from meshd.node.submitted import SubmittedJob
+from meshd.node.workloads.datasets import parse_manifest
+from meshd.node.workloads.program import parse_program
 from meshd.node.workloads.rows import unpack
+from meshd.node.workloads.training.plain import close_plain
+from meshd.node.workloads.training.plan import TrainPlan
+from meshd.node.workloads.training.settings import TrainSettings
+from meshd.node.workloads.training.state import result_file
+from meshd.p2p.codec import digest
 from meshd.p2p.identity import Address
 from meshd.p2p.messages import AuditResult, JobTerms, Receipt
 
@@ -109,18 +120,23 @@ def check_money(swarm: Swarm, job: SubmittedJob, statement: Statement) -> None:
 
 def check_receipts(state: JobState, receipts: Sequence[Receipt]) -> None:
     """Nothing unaudited is paid, nothing twice; audits and services stay within their shares."""
-    paid: set[int] = set()
+    paid: dict[int, set[int]] = {}
     for receipt in receipts:
         assert receipt.amount >= 0
         if receipt.receipt_kind == "work":
-            assert receipt.shard not in paid, f"shard {receipt.shard} is paid twice"
-            paid.add(receipt.shard)
+            # A round of which the gate accepts nothing is computed, and paid, once more.
+            before = paid.setdefault(receipt.shard, set())
+            assert receipt.attempt not in before, f"shard {receipt.shard} is paid twice"
+            before.add(receipt.attempt)
+            once = [at for at in before if not state.shards[receipt.shard][at].released]
+            assert len(once) <= 1, f"shard {receipt.shard} is paid twice"
             work = state.works[receipt.commitment_hash]
-            assert work.status is Status.ACCEPTED
-            assert any(finding.result is AuditResult.ACCEPTED for finding in work.findings)
+            audited = work.span or work
+            assert audited.status is Status.ACCEPTED
+            assert any(finding.result is AuditResult.ACCEPTED for finding in audited.findings)
         if receipt.receipt_kind == "audit":
             assert receipt.signer in state.genesis.committee
-    for finding in (f for work in state.works.values() for f in work.findings):
+    for finding in (f for subject in state.subjects.values() for f in subject.findings):
         assert finding.auditor in state.genesis.committee
     work_pay = sum(r.amount + r.charged for r in receipts if r.receipt_kind == "work")
     audit_pay = sum(r.amount for r in receipts if r.receipt_kind == "audit")
@@ -135,10 +151,10 @@ def check_receipts(state: JobState, receipts: Sequence[Receipt]) -> None:
 def check_caught(view: LogView, state: JobState, receipts: Sequence[Receipt]) -> None:
     """A worker that was caught is paid for nothing that was not settled before."""
     caught: dict[Address, int] = {}
-    for work in state.works.values():
-        if work.status is Status.REJECTED:
-            height = work.findings[-1].height
-            caught[work.worker] = min(height, caught.get(work.worker, height))
+    for subject in state.subjects.values():
+        if subject.status is Status.REJECTED:
+            height = subject.findings[-1].height
+            caught[subject.worker] = min(height, caught.get(subject.worker, height))
     for receipt in receipts:
         if receipt.receipt_kind == "work" and receipt.signer in caught:
             cut = view.log.batches[receipt.log_seq - 1]
@@ -158,11 +174,11 @@ def check_verdicts(swarm: Swarm, state: JobState, cast: Cast) -> None:
     """No honest worker is found wrong, and no reachable one silent."""
     if cast.liars_decide:
         return
-    for work in state.works.values():
-        name = swarm.by_address(work.worker).name
-        if work.status is not Status.REJECTED or name in cast.dishonest:
+    for subject in state.subjects.values():
+        name = swarm.by_address(subject.worker).name
+        if subject.status is not Status.REJECTED or name in cast.dishonest:
             continue
-        assert work.reason == "silent", f"honest {name} was found {work.reason}"
+        assert subject.reason == "silent", f"honest {name} was found {subject.reason}"
         assert name in cast.troubled, f"honest, reachable {name} was found silent"
 
 
@@ -172,10 +188,15 @@ def check_output(
     """A settled job's output is right wherever an honest worker computed or an honest auditor
     looked: elsewhere a cheater may have been lucky.
     """
+    terms = job.terms.message
+    if state.rounds.training:
+        states = check_rounds(swarm, researcher, state, cast)
+        if job.state.value == "settled":
+            check_trained(researcher, job, states)
+        return
     if job.state.value != "settled":
         return
     assert job.output is not None
-    terms = job.terms.message
     rows = unpack(researcher.blobs.read(job.output)).rows()
     right = reference_rows(terms.rows)
     assert len(rows) == len(right)
@@ -198,3 +219,80 @@ def _certain_rows(swarm: Swarm, work: Work, terms: JobTerms, cast: Cast) -> Coll
         and swarm.by_address(finding.auditor).name not in cast.dishonest
         for row in finding.challenge.message.drawn
     }
+
+
+def check_trained(researcher: SimNode, job: SubmittedJob, states: dict[bytes, bytes]) -> None:
+    """A settled training job's output is the last round's state."""
+    terms = job.terms.message
+    assert len(states) == terms.rounds + 1
+    assert job.output is not None
+    program = parse_program(researcher.blobs.read(terms.program))
+    last = result_file(list(states.values())[-1], program)
+    assert researcher.blobs.read(job.output) == last
+
+
+def check_rounds(
+    swarm: Swarm, researcher: SimNode, state: JobState, cast: Cast
+) -> dict[bytes, bytes]:
+    """Every certified state follows from what it names, and what passed an honest audit is what
+    its shard comes to. Return the states by their digests, recomputed from the first.
+    """
+    terms, rounds = state.terms, state.rounds
+    settings = TrainSettings.parse(terms.hyperparameters)
+    program = parse_program(researcher.blobs.read(terms.program))
+    before = researcher.blobs.read(terms.initial_state)
+    states = {terms.initial_state: before}
+    for entry in rounds.closes:
+        close = entry.message
+        works = [state.works[name] for name in close.commitments]
+        held = [_contribution(swarm, work) for work in works]
+        after, gated = close_plain(
+            before, held, close.weights, program, settings, round_=close.round
+        )
+        assert (digest(after), gated) == (close.state_after, close.gated)
+        before = states[close.state_after] = after
+    for work in _certain_works(swarm, state, cast):
+        round_ = work.assignment.message.round
+        right = _train_again(researcher, terms, work, states[rounds.state_of(round_)])
+        assert right == _contribution(swarm, work), f"{work.place} of round {round_} is wrong"
+    return states
+
+
+def _contribution(swarm: Swarm, work: Work) -> bytes:
+    """Return what was committed to, from whoever has it."""
+    name = work.commitment.message.output_root
+    return next(node.blobs.read(name) for node in swarm.nodes.values() if name in node.blobs)
+
+
+def _certain_works(swarm: Swarm, state: JobState, cast: Cast) -> list[Work]:
+    """Return the works of a training job that cannot be wrong."""
+    certain = []
+    for work in state.works.values():
+        if swarm.by_address(work.worker).name not in cast.dishonest:
+            certain.append(work)
+    for span in state.subjects.values():
+        for finding in span.findings:
+            honest = swarm.by_address(finding.auditor).name not in cast.dishonest
+            if honest and finding.result is AuditResult.ACCEPTED:
+                certain += [works_of(span)[at] for at in finding.challenge.message.drawn]
+    return certain
+
+
+def _train_again(researcher: SimNode, terms: JobTerms, work: Work, before: bytes) -> bytes:
+    blobs, message = researcher.blobs, work.assignment.message
+    manifest = parse_manifest(blobs.read(terms.data))
+    plan = TrainPlan(terms, parse_program(blobs.read(terms.program)), manifest)
+    rows = plan.rows(message.round, message.shard)
+    chunks = {name: blobs.read(name) for name, _ in plan.chunks(rows)}
+    request = TrainRequest(
+        job_id=message.job_id,
+        slot=0,
+        program=blobs.read(terms.program),
+        state=before,
+        inputs=plan.inputs(chunks, rows),
+        settings=terms.hyperparameters,
+        seed=terms.seed,
+        round=message.round,
+        shard=message.shard,
+    )
+    return train_toy(admit_training(request), request).contribution

@@ -6,19 +6,23 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import trio
 from sim import adversaries as bad
 from sim.invariants import Cast, check_all
 from sim.swarm import SETTLE_IN_S, SimNode, Swarm, identity_of, simulate
 
-from meshd.node.compute.executor import Executor
+from meshd.node.compute.executor import Executor, TrainRequest
 from meshd.node.compute.toy import ToyExecutor
 from meshd.node.researcher import SubmitError
+from meshd.node.submitted import SubmittedJob
 from meshd.p2p.identity import Address
 from meshd.p2p.network import Network
 
 WORK_S, SETTLE_S = 190, 100
+LONG = 1000
+"""Seeds from here on may take longer."""
 ACTION_S = 50.0
 """Faults begin within so many seconds of the submission."""
 
@@ -32,6 +36,16 @@ class Fault:
     for_s: float | None
     names: tuple[str, ...] = ()
     blocks: int = 0
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training job: how it is cut and when its rounds and spans close."""
+
+    rounds: int
+    shards: int
+    span_shards: int
+    min_share: float
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,8 @@ class Scenario:
     faults: tuple[Fault, ...]
     epoch_share: float
     """Epoch limit as a share of the cap."""
+    training: Training | None = None
+    """None: the job is one of inference."""
 
     @property
     def must_settle(self) -> bool:
@@ -61,6 +77,10 @@ class Scenario:
         broken = any(fault.kind in ("death", "cancel") for fault in self.faults)
         honest = "oscar" not in self.roles
         small = self.rows <= 8 * self.rows_per_shard
+        if self.training is not None:
+            # The gate may well keep everybody out where many contributions are poisoned, and
+            # whoever cannot audit its own shards is one auditor less in a small committee.
+            small = not POISONS & set(self.roles.values()) and len(self.validators) > 2
         return bool(good) and honest and not broken and self.loss <= 0.02 and small
 
     @property
@@ -70,8 +90,14 @@ class Scenario:
 
 
 WORKERS = ("inventor", "cache", "hoarder", "closed", "malformed", "dying")
+POISONS = {"flipping", "zeroing", "noisy", "copying", "skipping"}
+TRAINERS = (
+    *("flipping", "zeroing", "noisy", "copying", "skipping", "sleeping"),
+    *("misremembering", "inexact", "hoarder", "closed", "malformed", "dying"),
+)
 AUDITORS = ("accuser", "stamp", "unchallenging", "unattesting", "unjudging")
 ORCHESTRATORS = ("dropping", "withholding", "equivocating", "overpaying", "favouring")
+CLOSERS = (*ORCHESTRATORS, "misclosing", "excluding")
 
 
 def scenario_of(seed: int) -> Scenario:
@@ -85,7 +111,9 @@ def scenario_of(seed: int) -> Scenario:
         validators[0] = "oscar"
     if luck.random() < 0.1 and len(validators) > 2:
         validators[-1] = workers[-1]
-    roles = _roles(luck, workers, tuple(validators))
+    training = _training(seed)
+    kinds = (WORKERS, ORCHESTRATORS) if training is None else (TRAINERS, CLOSERS)
+    roles = _roles(luck, workers, tuple(validators), *kinds)
     return Scenario(
         seed=seed,
         workers=workers,
@@ -99,24 +127,43 @@ def scenario_of(seed: int) -> Scenario:
         roles=roles,
         faults=_faults(luck, workers, tuple(validators)),
         epoch_share=luck.choice((1.0, 1.0, 0.3)),
+        training=training,
+    )
+
+
+def _training(seed: int) -> Training | None:
+    """Return how the job of *seed* trains; None for every other seed or so."""
+    luck = random.Random(f"training/{seed}")
+    if luck.random() < 0.5:
+        return None
+    long = seed >= LONG
+    return Training(
+        rounds=luck.choice((2, 3, 4) if long else (1, 2, 2)),
+        shards=luck.choice((1, 3, 4, 5) if long else (1, 3, 4, 4)),
+        span_shards=luck.choice((2, 4, 32)),
+        min_share=luck.choice((1.0, 0.75, 0.5)),
     )
 
 
 def _roles(
-    luck: random.Random, workers: tuple[str, ...], validators: tuple[str, ...]
+    luck: random.Random,
+    workers: tuple[str, ...],
+    validators: tuple[str, ...],
+    cheaters: tuple[str, ...],
+    orchestrators: tuple[str, ...],
 ) -> dict[str, str]:
     roles = {}
     if luck.random() < 0.5:
         for name in luck.sample(workers, luck.randint(1, max(1, len(workers) // 2))):
             if name not in validators:
-                roles[name] = luck.choice(WORKERS)
+                roles[name] = luck.choice(cheaters)
     minority = (len(validators) - 1) // 2
     if minority and luck.random() < 0.4:
         for name in luck.sample(validators, luck.randint(1, min(minority, 2))):
             if name not in workers and name != "oscar":
                 roles[name] = luck.choice(AUDITORS)
     if luck.random() < 0.15:
-        roles["oscar"] = luck.choice(ORCHESTRATORS)
+        roles["oscar"] = luck.choice(orchestrators)
     return roles
 
 
@@ -179,16 +226,7 @@ class _Player:
         await self._cast(swarm)
         rita = swarm.nodes["rita"]
         await trio.sleep(SETTLE_IN_S)
-        cap = 2 * plan.rows * 32 * 10**12
-        job = await swarm.submit(
-            rita,
-            rows=plan.rows,
-            rows_per_shard=plan.rows_per_shard,
-            work_s=WORK_S,
-            settle_s=SETTLE_S,
-            epoch_limit=int(cap * plan.epoch_share),
-            lease_blocks=40,
-        )
+        job = await self._submit(swarm, rita)
         swarm.injected.update(plan.roles.values())
         async with trio.open_nursery() as nursery:
             for fault in plan.faults:
@@ -208,6 +246,25 @@ class _Player:
         assert final is not None
         assert final.state.value == "settled" or not plan.must_settle, final.detail
         return Run(plan.seed, final.state.value, swarm.seconds, swarm.faults)
+
+    async def _submit(self, swarm: Swarm, rita: SimNode) -> SubmittedJob:
+        plan, training = self._scenario, self._scenario.training
+        terms: dict[str, Any] = {"work_s": WORK_S, "settle_s": SETTLE_S, "lease_blocks": 40}
+        if training is None:
+            cap = 2 * plan.rows * 32 * 10**12
+            terms["epoch_limit"] = int(cap * plan.epoch_share)
+            return await swarm.submit(
+                rita, rows=plan.rows, rows_per_shard=plan.rows_per_shard, **terms
+            )
+        return await swarm.submit_training(
+            rita,
+            rounds=training.rounds,
+            shards=training.shards,
+            settings={"min_share": training.min_share},
+            span_shards=training.span_shards,
+            probation_span_shards=max(1, training.span_shards // 4),
+            **terms,
+        )
 
     async def _wait_escrow(self, swarm: Swarm, job_id: bytes) -> None:
         """Let the others be paid: the researcher's job is over when its own money is."""
@@ -230,7 +287,7 @@ class _Player:
         if name in self._scenario.validators and "validator" not in roles:
             roles = (*roles, "validator")
         kind = self._scenario.roles.get(name, "")
-        executor = _executor(kind, self._scenario)
+        executor = _executor(kind, self._scenario, swarm, worker="worker" in roles)
         wrap = self._wrapper(swarm, kind)
         await swarm.add(name, *roles, executor=executor, wrap=wrap)
 
@@ -249,6 +306,8 @@ class _Player:
             "dropping": lambda _, net: bad.Dropping(net, friend),
             "withholding": lambda _, net: bad.Withholding(net),
             "equivocating": lambda node, net: bad.Equivocating(net, node.identity, 0.3, seed),
+            "misclosing": lambda node, net: bad.ClosingWrongly(net, node.identity),
+            "excluding": lambda node, net: bad.ClosingWithout(net, node.identity),
             "overpaying": lambda node, net: bad.Overpaying(net, node.identity, 0.2, seed),
             "favouring": lambda node, net: bad.Favouring(net, node.identity, 0.3, seed, friend),
         }
@@ -310,14 +369,31 @@ class _Player:
                     return  # it is over already, or nobody is there to stop it
 
 
-def _executor(kind: str, scenario: Scenario) -> Executor:
-    honest = ToyExecutor(units_per_second=scenario.speed)
-    match kind:
-        case "inventor":
-            return bad.Inventing(honest, 0.5, scenario.seed)
-        case "cache":
-            return bad.Caching(honest)
-        case "hoarder":
-            return bad.Hoarding(honest)
-        case _:
-            return honest
+def _executor(kind: str, scenario: Scenario, swarm: Swarm, *, worker: bool) -> Executor:
+    speed, seed = scenario.speed, scenario.seed
+    if scenario.training is not None:  # a shard takes 0.5, 2 or 5 s, closing a round nearly none
+        speed = 10 * speed if worker and speed < 1000 else 4000 if worker else 100_000
+    honest = ToyExecutor(units_per_second=speed)
+    by_kind: dict[str, Callable[[], Executor]] = {
+        "inventor": lambda: bad.Inventing(honest, 0.5, seed),
+        "cache": lambda: bad.Caching(honest),
+        "hoarder": lambda: bad.Hoarding(honest),
+        "flipping": lambda: bad.Poisoning(honest, bad.flipped),
+        "zeroing": lambda: bad.Poisoning(honest, bad.zeroed),
+        "noisy": lambda: bad.Poisoning(honest, bad.noise, seed=seed),
+        "copying": lambda: bad.Copying(honest, lambda job: contributed(swarm, job)),
+        "skipping": lambda: bad.Skipping(honest),
+        "sleeping": lambda: bad.Skipping(honest, first=2),
+        "misremembering": lambda: bad.Misremembering(honest),
+        "inexact": lambda: bad.Inexact(honest),
+    }
+    return by_kind.get(kind, lambda: honest)()
+
+
+def contributed(swarm: Swarm, job: TrainRequest) -> bytes | None:
+    """Return what somebody contributed to the round of *job*; contributions are public."""
+    for worker, name in swarm.wiretap.contributions(job.job_id, job.round):
+        blobs = swarm.by_address(worker).blobs
+        if name in blobs:
+            return blobs.read(name)
+    return None

@@ -6,7 +6,7 @@ import functools
 import random
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,16 +24,21 @@ from meshd.ledger.memory_chain import GENESIS_TIME, MemoryChain, MemoryLedger
 from meshd.ledger.patient import PatientChain
 from meshd.node.compute.executor import Executor
 from meshd.node.compute.toy import ToyExecutor, affine_dataset, affine_program, run_program
+from meshd.node.compute.toy_training import training_program
 from meshd.node.node import Node, NodeSettings
 from meshd.node.ports import Dispatch, Ports
-from meshd.node.researcher import SubmittedJob
 from meshd.node.roles.worker import WorkerSettings
 from meshd.node.store import Store
-from meshd.node.workloads.datasets import parse_manifest, slice_rows
+from meshd.node.submitted import SubmittedJob
+from meshd.node.workloads.datasets import Dataset, parse_manifest, slice_rows
 from meshd.node.workloads.infer import shard_count
 from meshd.node.workloads.planning import units
 from meshd.node.workloads.program import parse_program
 from meshd.node.workloads.rows import unpack
+from meshd.node.workloads.training.parameters import trained_weights
+from meshd.node.workloads.training.plan import optimizer_units
+from meshd.node.workloads.training.settings import TrainSettings, Value
+from meshd.node.workloads.training.state import initial_state
 from meshd.p2p.blobs import BlobStore
 from meshd.p2p.codec import Domain, digest
 from meshd.p2p.identity import NOBODY, Address, Identity
@@ -222,6 +227,41 @@ class Swarm:
         assert researcher.node is not None
         return await researcher.node.researcher.submit(terms)
 
+    async def submit_training(
+        self,
+        researcher: SimNode,
+        *,
+        rounds: int = 4,
+        shards: int = 4,
+        steps: int = 4,
+        batch: int = 2,
+        settings: Mapping[str, Value] | None = None,
+        program: bytes = b"",
+        **over: Any,
+    ) -> SubmittedJob:
+        """Submit a job that trains *program*, or else the toy's own; *over* replaces terms."""
+        program = program or training_program()
+        filled = TrainSettings.fill(
+            {"total_steps": rounds * steps, "batch": batch, "steps": steps, **(settings or {})}
+        )
+        parsed = parse_program(program)
+        each = units(parsed, batch, training=True)
+        each += optimizer_units(trained_weights(parsed), filled)
+        cap = 5 * rounds * shards * steps * each * UNIT_PRICE
+        values: dict[str, Any] = {
+            "workload": "train",
+            "rounds": rounds,
+            "shards": shards,
+            "initial_state": researcher.blobs.put(initial_state(program, filled)),
+            "hyperparameters": filled.encode(),
+            "max_unsettled": 96,
+            "cap": cap,
+            "epoch_limit": cap,
+        }
+        return await self.submit(
+            researcher, rows_per_shard=steps * batch, program=program, **(values | over)
+        )
+
     async def wait_over(self, researcher: SimNode, job_id: bytes, *, limit_s: float) -> None:
         """Wait until the job is over, whatever happens to the researcher meanwhile."""
         with trio.fail_after(limit_s):
@@ -246,11 +286,17 @@ class Swarm:
         orchestrator: Address = NOBODY,
         work_s: int = 300,
         settle_s: int = 100,
+        program: bytes = b"",
+        dataset: Dataset | None = None,
         **over: Any,
     ) -> JobTerms:
-        """Return a toy job's terms, with its program and data in the researcher's blobs."""
-        program = affine_program(width=WIDTH, steps=STEPS)
-        dataset = affine_dataset(rows, width=WIDTH, rows_per_chunk=16)
+        """Return a job's terms, with its program and data (the toy's, if none are given) in the
+        researcher's blobs.
+        """
+        program = program or affine_program(width=WIDTH, steps=STEPS)
+        if dataset is None:
+            width = parse_program(program).inputs[0].shape[0]
+            dataset = affine_dataset(rows, width=width, rows_per_chunk=16)
         for chunk in dataset.chunks:
             researcher.blobs.put(chunk)
         now = int(self.wall())

@@ -7,7 +7,7 @@ from sim.cast import finish, following, gather, log_of, wait_until
 from sim.swarm import Swarm, simulated
 
 from meshd.node import answers
-from meshd.node.researcher import JobState, SubmittedJob
+from meshd.node.submitted import JobState, SubmittedJob
 from meshd.p2p.messages import LeaseEndReason
 
 

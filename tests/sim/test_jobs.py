@@ -17,7 +17,7 @@ from sim.invariants import Cast
 from sim.swarm import SimNode, Swarm, simulated
 
 from meshd.ledger.audits import Status
-from meshd.node.researcher import SubmittedJob
+from meshd.node.submitted import SubmittedJob
 from meshd.p2p.messages import JobEnd, JobEndReason
 
 

@@ -10,6 +10,7 @@ import trio
 from meshd.p2p.codec import CodecError, Domain, Signed
 from meshd.p2p.identity import Address
 from meshd.p2p.messages import (
+    Assignment,
     Attestation,
     Capability,
     Challenge,
@@ -111,10 +112,25 @@ class Wiretap:
         """Who said two different things where one may be said, and what about."""
         self.settlements: dict[tuple[bytes, int], dict[Address, bytes]] = {}
         """(job, epoch) -> which settlement each member signed."""
+        self._rounds: dict[bytes, int] = {}
+        self._committed: dict[bytes, Commitment] = {}
+        self._committers: dict[bytes, Address] = {}
 
     def tap(self, network: Network) -> Network:
         """Return *network*, listened to."""
         return _Tapped(network, self)
+
+    def contributions(self, job_id: bytes, round_: int) -> list[tuple[Address, bytes]]:
+        """Return who contributed which blob to a round of a training job, as it was gossiped."""
+        return [
+            (self._committers[name], message.output_root)
+            for name, message in self._committed.items()
+            if message.job_id == job_id and self._rounds.get(message.assignment_hash) == round_
+        ]
+
+    def commitments(self) -> list[tuple[Address, Commitment]]:
+        """Return every commitment that was sent, with its author, in order."""
+        return [(self._committers[name], m) for name, m in self._committed.items()]
 
     def hear(self, signed: Signed[Message]) -> None:
         """Take what a node sends."""
@@ -126,6 +142,11 @@ class Wiretap:
         if isinstance(message, SettlementSignature):
             named = self.settlements.setdefault((message.job_id, message.epoch), {})
             named[signed.signer] = message.settlement_hash
+        if isinstance(message, Assignment):
+            self._rounds[signed.digest] = message.round
+        if isinstance(message, Commitment):
+            self._committed[signed.digest] = message
+            self._committers[signed.digest] = signed.signer
         about, said = _once(signed, self._heads)
         if about is None:
             return

@@ -90,3 +90,14 @@ async def test_a_node_that_could_not_keep_something_takes_nothing_for_a_while(
         assert "No space left" in availability.trouble
     assert trio.current_time() - began == REST_S
     assert availability.taking
+
+
+async def test_a_change_between_two_waits_is_not_missed(autojump_clock: MockClock) -> None:
+    availability = Availability()
+    seen, began = availability.changes, trio.current_time()
+    availability.pause()
+    availability.resume()
+    await availability.changed(100, seen)
+    assert trio.current_time() == began
+    await availability.changed(100, availability.changes)
+    assert trio.current_time() == began + 100
