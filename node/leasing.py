@@ -76,6 +76,8 @@ class Leasing:
         lease = self._lease_of(worker, message.assignment_hash)
         back = message.reason == LeaseEndReason.HANDED_BACK
         if lease.open:
+            if not back:
+                self.offers.drop(worker)  # until it offers again: it may fail at once, every time
             await self._end(lease, LeaseEndReason.HANDED_BACK if back else LeaseEndReason.FAILED)
 
     def _lease_of(self, worker: Address, assignment: bytes) -> Lease:

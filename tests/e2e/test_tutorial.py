@@ -124,6 +124,7 @@ def test_the_tutorial_says_which_terminal_its_commands_are_for() -> None:
     assert sum(block.commands.count("meshd ") for block in found) > 20
 
 
+@pytest.mark.long
 def test_the_tutorials_commands_do_what_it_says(terminals: dict[int, Terminal]) -> None:
     for block in blocks(PAGE):
         terminals[block.terminal].type(block.commands)
