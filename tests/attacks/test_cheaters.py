@@ -18,11 +18,12 @@ Each of these is played through the real protocol: the unchanged roles on a simu
 chain, with torch, on a model of {parameters} parameters. One of four workers, one of three
 validators (the pair: two of five), or the orchestrator cheats, all the time.
 
-Training: rounds of {shards} shards, of {shard_s:g} seconds each; spans of {span}, a quarter of each
-audited. {long} rounds where a worker cheats, else {rounds}. *Shards*: how many it delivered before
-it was rejected, or in all; an audit takes about twelve seconds, in which it goes on. *Received*:
-what it was paid, beside the best paid honest worker (auditors: for how many audits). Medians of
-{seeds} seeds.
+Training: rounds of {shards} shards; spans of {span}, a quarter of each audited. {long} rounds with
+shards of {shard_s:g} seconds where a worker cheats, else {rounds} with shards of one second.
+
+*Shards*: how many it delivered before it was rejected, or in all; an audit takes about twelve
+seconds, in which it goes on. *Received*: what it was paid, beside the best paid honest worker
+(auditors: for how many audits). Medians of {seeds} seeds.
 
 What an auditor that computes nothing is paid for, and what two members of five can do to a worker
 where the beacon draws both in turn, stands here as it was measured. Written by
