@@ -166,7 +166,7 @@ def test_too_small_a_balance_is_told_with_what_is_missing(swarm: LocalSwarm, sub
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"need__memory": "900GiB"}, ("no worker matches", "need.memory")),
+        ({"need__memory": "900GiB"}, ("need.memory", "921600 MiB", "are missing")),
         ({"workers": [NOBODY]}, ("no worker matches", "workers names")),
     ],
 )
