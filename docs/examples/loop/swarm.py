@@ -15,7 +15,7 @@ module, (images, labels) = Classifier().eval(), load()
 rows = images[TRAINING_ROWS:]
 
 scores = torch.zeros(len(rows), 10)
-job = connect().infer(module, {"image": rows}, price="100", cap="100", rows_per_shard=64)
+job = connect().infer(module, {"image": rows}, price="100", cap="100", time={"window": "5s"})
 for span, found in job.results():
     scores[span.start : span.stop] = found["out"]
     print(f"{int(scores.any(1).sum())} of {len(rows)} rows")
