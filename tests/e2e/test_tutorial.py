@@ -91,7 +91,8 @@ class Terminal:
 
     def close(self) -> None:
         """End the shell and everything that was started in it."""
-        started = psutil.Process(self.shell.pid).children(recursive=True)
+        shell = psutil.Process(self.shell.pid) if self.shell.poll() is None else None
+        started = shell.children(recursive=True) if shell is not None else []
         self.shell.kill()
         for process in started:
             try:
