@@ -8,6 +8,7 @@ slot is replaced by the next; its word no longer counts then.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -94,7 +95,7 @@ class Track:
 
 
 @dataclass(kw_only=True, eq=False)
-class Subject:
+class Subject(ABC):
     """What one audit decides on: a commitment in inference, a span of them in training.
 
     The auditor draws `sample` of its `population` (rows, or shards) and computes them again.
@@ -119,28 +120,28 @@ class Subject:
     reason: str = ""
 
     @property
+    @abstractmethod
     def hash(self) -> bytes:
         """The digest by which challenges and attestations name it."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def worker(self) -> Address:
         """Who committed."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def place(self) -> tuple[int, int]:
         """The shard and attempt that verdicts on it are bound to."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def population(self) -> int:
         """How many rows, or shards, its audit draws from."""
-        raise NotImplementedError
 
+    @abstractmethod
     def units_of(self, drawn: Sequence[int]) -> int:
         """Return the compute units that computing *drawn* again takes at most."""
-        raise NotImplementedError
 
     @property
     def settled(self) -> bool:

@@ -11,22 +11,10 @@ from torch import Tensor, nn
 from meshd.node.workloads.datasets import ColumnData
 from meshd.node.workloads.errors import DatasetError
 from meshd.node.workloads.export import export_program
+from meshd.node.workloads.kernels import DTYPE_NAMES, TORCH_DTYPES
 from meshd.node.workloads.rows import unpack
 from meshd.node.workloads.tensorfile import parse_tensors
 
-_DTYPES: Final = {
-    "bool": torch.bool,
-    "u8": torch.uint8,
-    "i8": torch.int8,
-    "i16": torch.int16,
-    "i32": torch.int32,
-    "i64": torch.int64,
-    "f16": torch.float16,
-    "bf16": torch.bfloat16,
-    "f32": torch.float32,
-    "f64": torch.float64,
-}
-_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 _EXAMPLE_ROWS: Final = 3
 
 
@@ -52,12 +40,16 @@ def columns_from_tensors(rows: Mapping[str, Tensor]) -> dict[str, ColumnData]:
     """Return *rows*, tensors of shape (rows, ...), as the columns of a dataset; DatasetError."""
     columns: dict[str, ColumnData] = {}
     for name, tensor in rows.items():
-        if tensor.dtype not in _NAMES:
+        dtype = DTYPE_NAMES.get(tensor.dtype)
+        if dtype is None:
+            known = ", ".join(TORCH_DTYPES)
             raise DatasetError(
-                f"column {name!r} holds {tensor.dtype}: convert it to one of {', '.join(_DTYPES)}"
+                f"column {name!r} holds {tensor.dtype}: convert it to one of {known}"
             )
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        columns[name] = ColumnData(_NAMES[tensor.dtype], tuple(tensor.shape), flat.numpy().data)
+        columns[name] = ColumnData(
+            DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), flat.numpy().data
+        )
     return columns
 
 
@@ -80,5 +72,5 @@ def tensors_from_safetensors(data: bytes) -> dict[str, Tensor]:
 
 def _tensor(data: bytes, dtype: str, shape: tuple[int, ...]) -> Tensor:
     if not data:
-        return torch.empty(shape, dtype=_DTYPES[dtype])
-    return torch.frombuffer(bytearray(data), dtype=_DTYPES[dtype]).reshape(shape)
+        return torch.empty(shape, dtype=TORCH_DTYPES[dtype])
+    return torch.frombuffer(bytearray(data), dtype=TORCH_DTYPES[dtype]).reshape(shape)

@@ -16,21 +16,10 @@ from torch import Tensor, nn
 
 from meshd.node.workloads.errors import ExportError
 from meshd.node.workloads.export import export_program
+from meshd.node.workloads.kernels import TORCH_DTYPES
 
 _INPUT: Final = re.compile(r"([A-Za-z_]\w*)=(\w+)\[([0-9, ]*)\]")
 _ROWS: Final = 3
-_DTYPES: Final = {
-    "bool": torch.bool,
-    "u8": torch.uint8,
-    "i8": torch.int8,
-    "i16": torch.int16,
-    "i32": torch.int32,
-    "i64": torch.int64,
-    "f16": torch.float16,
-    "bf16": torch.bfloat16,
-    "f32": torch.float32,
-    "f64": torch.float64,
-}
 
 
 def export_factory(
@@ -94,12 +83,12 @@ def _example(inputs: Sequence[str]) -> dict[str, Tensor]:
     example: dict[str, Tensor] = {}
     for text in inputs:
         match = _INPUT.fullmatch(text)
-        if match is None or match.group(2) not in _DTYPES:
+        if match is None or match.group(2) not in TORCH_DTYPES:
             raise click.UsageError(
-                f"--input {text!r} is not NAME=DTYPE[SIZES] with a dtype of {', '.join(_DTYPES)}: "
-                "write one like tokens=i64[64]"
+                f"--input {text!r} is not NAME=DTYPE[SIZES] with a dtype of "
+                f"{', '.join(TORCH_DTYPES)}: write one like tokens=i64[64]"
             )
-        dtype = _DTYPES[match.group(2)]
+        dtype = TORCH_DTYPES[match.group(2)]
         sizes = [int(size) for size in match.group(3).replace(" ", "").split(",") if size]
         shape = (_ROWS, *sizes)
         if dtype.is_floating_point:
