@@ -42,9 +42,9 @@ def columns_from_tensors(rows: Mapping[str, Tensor]) -> dict[str, ColumnData]:
     for name, tensor in rows.items():
         dtype = DTYPE_NAMES.get(tensor.dtype)
         if dtype is None:
-            known = ", ".join(TORCH_DTYPES)
             raise DatasetError(
-                f"column {name!r} holds {tensor.dtype}: convert it to one of {known}"
+                f"column {name!r} holds {tensor.dtype}: "
+                f"convert it to one of {', '.join(TORCH_DTYPES)}"
             )
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         columns[name] = ColumnData(

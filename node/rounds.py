@@ -101,6 +101,7 @@ class RoundCheck:
         self._context = context
         self._plan = plan
         self._found: dict[bytes, str | None] = {}
+        self._old_states = OldStates(context)
         self._lock = trio.Lock()
 
     async def run(self) -> None:
@@ -110,6 +111,7 @@ class RoundCheck:
             newest = closes.newest()[-1:]
             for close in newest:
                 await self.problem(close)
+            self._old_states.drop()
             if newest == closes.newest()[-1:]:
                 await closes.changed()
 
@@ -163,14 +165,23 @@ class RoundCheck:
         return work.commitment if work is not None else self._context.view.closes.commitment(name)
 
 
-def prune_states(context: JobContext) -> None:
-    """Drop the states of closed rounds that no audit can ask for any more; keep the newest."""
-    state = context.view.state
-    undecided = [
-        work.assignment.message.round
-        for work in state.works.values()
-        if work.span is None or not work.span.settled
-    ]
-    oldest = min([state.rounds.open, *undecided])
-    for name in state.rounds.states()[1:oldest]:
-        context.ports.blobs.remove(name)
+class OldStates:
+    """The states of closed rounds that this node may drop."""
+
+    def __init__(self, context: JobContext) -> None:
+        self._context = context
+        self._dropped = 1
+        """The first round whose state was not dropped yet; the initial one stays."""
+
+    def drop(self) -> None:
+        """Drop what no audit can ask for any more; keep the newest."""
+        state = self._context.view.state
+        undecided = [
+            work.assignment.message.round
+            for work in state.works.values()
+            if work.span is None or not work.span.settled
+        ]
+        oldest = min([state.rounds.open, *undecided])
+        for name in state.rounds.states()[self._dropped : oldest]:
+            self._context.ports.blobs.remove(name)
+        self._dropped = max(self._dropped, oldest)

@@ -17,7 +17,7 @@ from meshd.node.leasing import Leasing
 from meshd.node.log.author import Author
 from meshd.node.ports import Ports
 from meshd.node.roundkeeper import RoundKeeper
-from meshd.node.rounds import prune_states
+from meshd.node.rounds import OldStates
 from meshd.node.workloads.errors import WorkloadError
 from meshd.node.workloads.plans import Plan
 from meshd.node.workloads.training.plan import TrainPlan
@@ -119,6 +119,7 @@ class _JobKeeper:
             RoundKeeper(self._context, plan, self._author) if isinstance(plan, TrainPlan) else None
         )
         self._failing = Failing(self._context, lambda: self._live)
+        self._old_states = OldStates(self._context)
         self._leasing: Leasing
         self._nursery: trio.Nursery
         self._offered = trio.Event()
@@ -244,7 +245,7 @@ class _JobKeeper:
             return
         close = await self._rounds.close_if_due()
         if close is not None:
-            prune_states(self._context)
+            self._old_states.drop()
             parties = [*self._leasing.offers.workers(), *self._context.view.job.genesis.committee]
             others = [p for p in dict.fromkeys(parties) if p != self._ports.address]
             self._nursery.start_soon(self._rounds.tell, close, others)

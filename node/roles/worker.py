@@ -19,6 +19,7 @@ from meshd.node.log.follower import Follower
 from meshd.node.log.view import LogView
 from meshd.node.openings import Openings
 from meshd.node.ports import Ports
+from meshd.node.rounds import OldStates
 from meshd.node.store import StoreError
 from meshd.node.workloads.errors import WorkloadError
 from meshd.p2p.codec import Signed
@@ -160,6 +161,7 @@ class _JobWork:
         self._kind = kind_of(context)
         dispatch, job_id = self._ports.dispatch, self._record.id
         follower = Follower(self._ports, self._view)
+        old_states = OldStates(context)
         openings = Openings(context, self._kind, self._shards, follower.pull)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -174,6 +176,7 @@ class _JobWork:
                 while not await self._ended():
                     await self._view.changed(OFFER_S)
                     self._share_accepted()
+                    old_states.drop()
                 nursery.cancel_scope.cancel()
 
     async def _ended(self) -> bool:
